@@ -41,6 +41,11 @@ class InvalidUsage(MeterError, ValueError):
 class KeyConflict(InvalidUsage):
     """The idempotency key is known with other content. Nothing was recorded; the first event stands."""
 
+    def __init__(self, message: str, *, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+        """Which of the events posted together it was, from 0."""
+
 
 class InvalidUsageType(MeterError, TypeError):
     """An argument has a type that no usage event can have. Nothing was recorded."""

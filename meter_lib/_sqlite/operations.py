@@ -1,0 +1,200 @@
+"""What operators look into and steer: the SQL of status, dead letters, replay and purge."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from meter_lib._sqlite.delivery import count_in_ledger
+from meter_lib.outbox import DeadLetter, Link, OutboxStatus
+from meter_migrations import LATEST
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+    from meter_lib._sqlite.database import Database
+    from meter_lib.outbox import Selector
+
+__all__ = ["SqliteOperations"]
+
+# Dead letters read at a time: no read stays open while somebody looks at its rows,
+# or the write-ahead log could not be emptied meanwhile.
+_CHUNK = 500
+
+
+class SqliteOperations:
+    """The operators' part of an outbox in a SQLite file."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def status(self) -> OutboxStatus:
+        """Return the outbox at this instant; see `Operations.status`."""
+        with self._database.read() as connection:
+            (outbox_id, accepted, dead, delivered, removed) = connection.execute(
+                """
+                SELECT outbox_id,
+                       max(last_seq, coalesce((SELECT max(seq) FROM events), 0)),
+                       dead_events, delivered_events, removed_events
+                FROM outbox
+                """
+            ).fetchone()
+            (refused,) = connection.execute(
+                "SELECT count(*) FROM events WHERE state = 'refused'"
+            ).fetchone()
+            (held_streams, held_until) = connection.execute(
+                "SELECT count(*), min(held_until) FROM streams WHERE held_until IS NOT NULL"
+            ).fetchone()
+            links = [
+                Link(*row)
+                for row in connection.execute(
+                    """
+                    SELECT name, failures, down_since, next_attempt_at,
+                           last_success_at, last_error, last_error_at
+                    FROM links ORDER BY name
+                    """
+                )
+            ]
+            oldest_recorded_at = _oldest_recorded_at(connection)
+        paused_until = [link.next_attempt_at for link in links if link.name == "events"]
+        return OutboxStatus(
+            location=self._database.path,
+            outbox_id=outbox_id,
+            schema_version=LATEST,
+            accepted=accepted,
+            pending=accepted - dead - delivered - removed,
+            dead=dead,
+            delivered=delivered,
+            removed=removed,
+            refused=refused,
+            held_streams=held_streams,
+            oldest_recorded_at=oldest_recorded_at,
+            bytes=self._database.disk_bytes(),
+            next_attempt_at=next(iter(paused_until), None) or held_until or None,
+            links=links,
+        )
+
+    def holder(self) -> int | None:
+        """Return the process id of the flusher that holds the outbox; see `Operations.holder`."""
+        return self._database.holder()
+
+    def dead_letters(self, selector: Selector) -> Iterator[DeadLetter]:
+        """Yield the dead letters meant, oldest first; see `Operations.dead_letters`."""
+        after = 0
+        left = selector.limit
+        while left is None or left > 0:
+            size = _CHUNK if left is None else min(left, _CHUNK)
+            with self._database.read() as connection:
+                rows = connection.execute(
+                    """
+                    SELECT e.seq, s.tenant_id, s.device_id, s.meter_id, e.idempotency_key,
+                           e.event_time, e.payload, e.attempts, e.reason, e.detail, e.dead_at
+                    FROM events AS e
+                    JOIN streams AS s ON s.stream_id = e.stream_id
+                    WHERE e.state = 'dead' AND e.seq > :after
+                      AND (:keys IS NULL
+                           OR e.idempotency_key IN (SELECT value FROM json_each(:keys)))
+                      AND (:tenant_id IS NULL OR s.tenant_id = :tenant_id)
+                      AND (:device_id IS NULL OR s.device_id = :device_id)
+                      AND (:meter_id IS NULL OR s.meter_id = :meter_id)
+                      AND (:reason IS NULL OR e.reason = :reason)
+                      AND (:since IS NULL OR e.event_time >= :since)
+                      AND (:until IS NULL OR e.event_time < :until)
+                    ORDER BY e.seq
+                    LIMIT :size
+                    """,
+                    {
+                        "after": after,
+                        "keys": json.dumps(list(selector.keys)) if selector.keys else None,
+                        "tenant_id": selector.tenant_id,
+                        "device_id": selector.device_id,
+                        "meter_id": selector.meter_id,
+                        "reason": selector.reason,
+                        "since": selector.since,
+                        "until": selector.until,
+                        "size": size,
+                    },
+                ).fetchall()
+            for row in rows:
+                yield DeadLetter(*row)
+            if len(rows) < size:
+                return
+            after = rows[-1][0]
+            left = None if left is None else left - len(rows)
+
+    def replay(self, seqs: Sequence[int], *, now: int) -> int:
+        """Make these dead letters due again; see `Operations.replay`."""
+        replayed = 0
+        with self._database.write() as connection:
+            for seq in seqs:
+                # Its stream is held for it, due at once: it goes before what is behind it.
+                changed = connection.execute(
+                    """
+                    UPDATE events
+                    SET state = 'deferred', attempts = 0, refused_after = NULL,
+                        reason = NULL, detail = NULL, dead_at = NULL
+                    WHERE seq = ? AND state = 'dead'
+                    """,
+                    (seq,),
+                ).rowcount
+                if changed:
+                    connection.execute(
+                        """
+                        UPDATE streams SET held_until = coalesce(min(held_until, :now), :now)
+                        WHERE stream_id = (SELECT stream_id FROM events WHERE seq = :seq)
+                        """,
+                        {"now": now, "seq": seq},
+                    )
+                replayed += changed
+            connection.execute("UPDATE outbox SET dead_events = dead_events - ?", (replayed,))
+        return replayed
+
+    def purge(self, seqs: Sequence[int]) -> int:
+        """Remove these dead letters for good; see `Operations.purge`."""
+        removed: list[tuple[int, int, int | None]] = []
+        with self._database.write() as connection:
+            for seq in seqs:
+                row = connection.execute(
+                    """
+                    SELECT event_time, stream_id, total_usage FROM events
+                    WHERE seq = ? AND state = 'dead'
+                    """,
+                    (seq,),
+                ).fetchone()
+                if row is None:
+                    continue
+                removed.append(row)
+                connection.execute("DELETE FROM events WHERE seq = ?", (seq,))
+                connection.execute("UPDATE outbox SET last_seq = max(last_seq, ?)", (seq,))
+            count_in_ledger(connection, "removed", removed)
+            connection.execute(
+                """
+                UPDATE outbox
+                SET dead_events = dead_events - :n, removed_events = removed_events + :n
+                """,
+                {"n": len(removed)},
+            )
+        return len(removed)
+
+
+def _oldest_recorded_at(connection: sqlite3.Connection) -> int | None:
+    """Return when the oldest pending event was recorded: the first of each kind of pending, seeked."""
+    (oldest,) = connection.execute(
+        """
+        SELECT min(recorded_at) FROM (
+            SELECT * FROM (SELECT recorded_at FROM events
+                           WHERE seq > (SELECT frontier FROM outbox) AND state = 'pending'
+                           ORDER BY seq LIMIT 1)
+            UNION ALL
+            SELECT * FROM (SELECT recorded_at FROM events
+                           WHERE state = 'refused' ORDER BY seq LIMIT 1)
+            UNION ALL
+            SELECT (SELECT recorded_at FROM events
+                    WHERE events.stream_id = streams.stream_id AND state = 'deferred'
+                    ORDER BY seq LIMIT 1)
+            FROM streams WHERE held_until IS NOT NULL
+        )
+        """
+    ).fetchone()
+    return None if oldest is None else int(oldest)

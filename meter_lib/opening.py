@@ -1,0 +1,27 @@
+"""From settings to the outbox they name: the one place that knows which stores there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meter_lib._sqlite import SqliteOutbox
+
+if TYPE_CHECKING:
+    from meter_lib.outbox import Outbox
+    from meter_lib.settings import Settings
+
+__all__ = ["open_outbox"]
+
+
+def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
+    """Return the outbox that the settings name; its file is opened, or made, on first use.
+
+    With `read_only` nothing is made or changed, and what is not there raises
+    `OutboxMissing` on first use.
+    """
+    return SqliteOutbox(
+        settings.outbox,
+        max_bytes=settings.max_bytes,
+        durability=settings.durability,
+        read_only=read_only,
+    )

@@ -1,0 +1,292 @@
+"""The port: what an outbox is, whatever stores it.
+
+An outbox has three users, and each sees its own part: whoever records
+(`Recorder`), the flusher (`Delivery`) and the operator (`Operations`). Every
+implementation passes the same conformance suite.
+
+Instants are integer milliseconds since the Unix epoch. Every method raises
+`OutboxUnavailable` (or a subclass) where the store cannot do it; then nothing
+has changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from meter_lib.usage import UsageEvent
+
+__all__ = [
+    "Account",
+    "Burial",
+    "DeadLetter",
+    "Deferral",
+    "Delivery",
+    "DueEvent",
+    "Link",
+    "Operations",
+    "Outbox",
+    "OutboxStatus",
+    "Receipt",
+    "Recorder",
+    "Selector",
+    "Settlement",
+]
+
+
+class Receipt(TypedDict):
+    """What a poster gets once its event is durable."""
+
+    status: str
+    """`queued`, or `duplicate` where the caller's own key was known with the same content."""
+    idempotency_key: str
+    event_time: int
+
+
+class Recorder(Protocol):
+    """The part that takes events in."""
+
+    def append(self, events: Sequence[UsageEvent], *, now: int) -> list[Receipt]:
+        """Record all of `events` or none, in their order, and return a receipt for each.
+
+        On return they are durable: synced to the disk, as the durability asked for
+        has it. `now` becomes the event time of those that name none. Raises
+        `KeyConflict` where a caller's key is known with other content, and
+        `OutboxFull` at the limit.
+        """
+        ...
+
+
+class DueEvent(NamedTuple):
+    """An event that may be delivered now, with what delivering it needs."""
+
+    seq: int
+    stream_id: int
+    tenant_id: str
+    device_id: str
+    meter_id: str
+    idempotency_key: str
+    event_time: int
+    total_usage: int | None
+    payload: str
+    attempts: int
+    held: bool
+    """True where an earlier event of its stream waits: it must queue behind that one."""
+
+
+class Deferral(NamedTuple):
+    """An event to be tried again, and its stream held, until an instant."""
+
+    event: DueEvent
+    until: int
+    counts: bool
+    """True for a verdict of the backend on this event; false where the cause lies elsewhere."""
+
+
+class Burial(NamedTuple):
+    """An event that becomes a dead letter, and why."""
+
+    event: DueEvent
+    reason: str
+    """A stable slug, such as `rejected`."""
+    detail: str
+
+
+class Settlement(NamedTuple):
+    """What became of events that were due; whatever it does not name stays as it was."""
+
+    delivered: Sequence[DueEvent] = ()
+    deferred: Sequence[Deferral] = ()
+    refused: Sequence[DueEvent] = ()
+    """Refused by the backend in company: each is to be asked about alone."""
+    refused_alone: Sequence[DueEvent] = ()
+    buried: Sequence[Burial] = ()
+
+
+class Link(NamedTuple):
+    """How it stands with one thing that is reached over the network."""
+
+    name: str
+    failures: int = 0
+    """Failed attempts in a row; 0 means up."""
+    down_since: int | None = None
+    next_attempt_at: int | None = None
+    last_success_at: int | None = None
+    last_error: str | None = None
+    last_error_at: int | None = None
+
+
+class Account(NamedTuple):
+    """What the accounts API last answered for a tenant."""
+
+    customer_id: str | None
+    """JSON text of the id, or None where it answered that there is no such account."""
+    answered_at: int
+    misses: int
+    """Answers in a row that there is no such account."""
+
+
+class Delivery(Protocol):
+    """The part that one flusher at a time works through."""
+
+    @property
+    def outbox_id(self) -> str:
+        """Return the outbox's own name, made with it and never changed."""
+        ...
+
+    def try_hold(self) -> bool:
+        """Become the one flusher of this outbox, or return False where another is.
+
+        The hold ends with `release`, `close`, or the death of the process; no clock
+        is involved.
+        """
+        ...
+
+    def release(self) -> None:
+        """End the hold, if there is one."""
+        ...
+
+    def due(self, *, now: int, limit: int, max_bytes: int) -> list[DueEvent]:
+        """Return what may be delivered now, oldest first within a stream; change nothing.
+
+        At most `limit` events and, beyond the first, `max_bytes` of payload. Events
+        of held streams come flagged, to be put behind their stream with `queue`.
+        """
+        ...
+
+    def queue(self, events: Sequence[DueEvent]) -> None:
+        """Put events of held streams behind those that wait, so that others overtake them."""
+        ...
+
+    def suspects(self, *, limit: int, proven_only: bool) -> list[DueEvent]:
+        """Return refused events that are to be asked about alone, oldest first.
+
+        With `proven_only`, just those after whose lone refusal another event was
+        delivered (and those not yet refused alone): the next refusal condemns them.
+        """
+        ...
+
+    def refused_before(self, event: DueEvent) -> bool:
+        """Return whether it was refused alone, and another event delivered after that."""
+        ...
+
+    def settle(self, settlement: Settlement, *, now: int) -> None:
+        """Write what became of the events, with its ledger counts, in one transaction.
+
+        Delivered events also mark the link `events` as up. Not synced: what a power
+        cut undoes here is delivered again under the same key.
+        """
+        ...
+
+    def next_due_at(self) -> int | None:
+        """Return when the next held stream is due, or None where none is held."""
+        ...
+
+    def link(self, name: str) -> Link:
+        """Return how it stands with the link of that name."""
+        ...
+
+    def set_link(self, link: Link) -> None:
+        """Write how it stands with a link."""
+        ...
+
+    def account(self, tenant_id: str) -> Account | None:
+        """Return what the accounts API last answered for the tenant, or None."""
+        ...
+
+    def set_account(self, tenant_id: str, account: Account) -> None:
+        """Write what the accounts API answered for the tenant."""
+        ...
+
+
+class Selector(NamedTuple):
+    """Which events an operator means: those that fit everything given. Nothing given: all."""
+
+    keys: Sequence[str] = ()
+    tenant_id: str | None = None
+    device_id: str | None = None
+    meter_id: str | None = None
+    reason: str | None = None
+    since: int | None = None
+    """Event time, inclusive."""
+    until: int | None = None
+    """Event time, exclusive."""
+    limit: int | None = None
+
+
+class DeadLetter(NamedTuple):
+    """An event that is no longer tried, and why."""
+
+    seq: int
+    tenant_id: str
+    device_id: str
+    meter_id: str
+    idempotency_key: str
+    event_time: int
+    payload: str
+    attempts: int
+    reason: str
+    detail: str
+    dead_at: int
+
+
+class OutboxStatus(NamedTuple):
+    """The outbox at one instant. `accepted = pending + dead + delivered + removed`."""
+
+    location: str
+    outbox_id: str
+    schema_version: int
+    accepted: int
+    pending: int
+    dead: int
+    delivered: int
+    removed: int
+    refused: int
+    """Of the pending: refused by the backend, and not yet known whether for good."""
+    held_streams: int
+    """Streams that wait for another attempt."""
+    oldest_recorded_at: int | None
+    """When the oldest pending event was recorded."""
+    bytes: int
+    """On disk: database and write-ahead log."""
+    next_attempt_at: int | None
+    links: Sequence[Link]
+
+
+class Operations(Protocol):
+    """The part that operators look into and steer."""
+
+    def status(self) -> OutboxStatus:
+        """Return the outbox at this instant; the cost does not grow with the backlog."""
+        ...
+
+    def holder(self) -> int | None:
+        """Return the process id of the flusher that holds the outbox, or None; 0 if it left none."""
+        ...
+
+    def dead_letters(self, selector: Selector) -> Iterator[DeadLetter]:
+        """Yield the dead letters meant, oldest first, in memory that does not grow with their number."""
+        ...
+
+    def replay(self, seqs: Sequence[int], *, now: int) -> int:
+        """Make these dead letters due again, each under its own key; return how many there were."""
+        ...
+
+    def purge(self, seqs: Sequence[int]) -> int:
+        """Remove these dead letters for good, counted as removed; return how many there were."""
+        ...
+
+
+class Outbox(Recorder, Delivery, Operations, Protocol):
+    """Where events are kept between post and delivery."""
+
+    @property
+    def location(self) -> str:
+        """Return where it is, in words fit for a log: no secrets."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and locks. Everything accepted is on disk already. May be called twice."""
+        ...

@@ -1,0 +1,119 @@
+"""Applies the numbered SQL files of this folder, each in one transaction with its number.
+
+The number of the last one applied is SQLite's `user_version`; it is read again
+inside the write lock, so any number of processes may migrate at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "APPLICATION_ID",
+    "LATEST",
+    "ForeignFileError",
+    "NewerSchemaError",
+    "migrate",
+    "schema_version",
+]
+
+# "METR": what `file` and we ourselves know an outbox by (SQLite's header, offset 68).
+APPLICATION_ID = 0x4D455452
+
+_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+class NewerSchemaError(Exception):
+    """A newer version made this file. It was only read."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"schema {version} is newer than {LATEST}, the newest this version knows")
+        self.version = version
+
+
+class ForeignFileError(Exception):
+    """This is a SQLite file of something else. It was only read."""
+
+
+class _Migration(NamedTuple):
+    number: int
+    file_name: str
+
+    def statements(self) -> Iterator[str]:
+        """Yield the statements one by one.
+
+        `executescript` is no help here: up to Python 3.11 it commits first, and a
+        failing second statement would leave half a schema.
+        """
+        with open(os.path.join(_FOLDER, self.file_name), encoding="utf-8") as script:
+            statement = ""
+            for line in script:
+                statement += line
+                if sqlite3.complete_statement(statement):
+                    yield statement
+                    statement = ""
+        if statement.strip() and not statement.strip().startswith("--"):
+            raise ValueError(f"{self.file_name} ends in the middle of a statement")
+
+
+def _migrations() -> tuple[_Migration, ...]:
+    names = sorted(name for name in os.listdir(_FOLDER) if name.endswith(".sql"))
+    found: list[_Migration] = []
+    for expected, name in enumerate(names, start=1):
+        match = _NAME.fullmatch(name)
+        if match is None or int(match[1]) != expected:
+            raise ValueError(f"{name}: migrations are named NNNN_what.sql, numbered without a gap")
+        found.append(_Migration(expected, name))
+    return tuple(found)
+
+
+_MIGRATIONS = _migrations()
+LATEST = len(_MIGRATIONS)
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """Return the schema's number, 0 for an empty file; change nothing.
+
+    Raises `NewerSchemaError` or `ForeignFileError` where it is not ours to open.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id != APPLICATION_ID and (application_id or version or tables):
+        raise ForeignFileError("this SQLite file was not made by meter-lib")
+    if version > LATEST:
+        raise NewerSchemaError(int(version))
+    return int(version)
+
+
+def migrate(connection: sqlite3.Connection) -> list[str]:
+    """Bring the file to the current schema and return the names of the steps applied.
+
+    On return the file has schema `LATEST`. A step that fails is rolled back whole,
+    and its error passes through; the steps before it stay. The connection must be
+    in autocommit mode (`isolation_level=None`) with no transaction open.
+    """
+    applied: list[str] = []
+    for migration in _MIGRATIONS[schema_version(connection) :]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have been faster: look again, now that nobody else can write.
+            if schema_version(connection) < migration.number:
+                for statement in migration.statements():
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {migration.number}")
+                applied.append(migration.file_name)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    return applied

@@ -1,0 +1,93 @@
+"""The flusher as a thread of the program that records."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from meter_lib.opening import open_outbox
+from meter_lib.settings import Settings
+from meter_worker.assembly import flush_loop
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from meter_worker.flush_loop import FlushLoop
+
+__all__ = ["BackgroundFlusher"]
+
+_STOP_SECONDS = 10.0
+_FLUSH_POLL_SECONDS = 0.05
+
+
+class BackgroundFlusher:
+    """Delivers from an outbox in a thread of its own, between `start` and `stop`.
+
+    `outbox` is the path of the outbox file and wins over `settings.outbox`; with
+    neither, the settings come from the environment. Where another flusher holds the
+    outbox, this one waits for its end. Raises `InvalidSetting`.
+    """
+
+    def __init__(
+        self, outbox: str | os.PathLike[str] | None = None, *, settings: Settings | None = None
+    ) -> None:
+        self.settings = (settings or Settings.load()).with_outbox(outbox)
+        self._loop: FlushLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start delivering; return at once. Does nothing where it has been started."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._loop = flush_loop(self.settings)
+        # A daemon thread: a program that ends without stop() ends, and loses nothing.
+        self._thread = threading.Thread(
+            target=self._loop.run, name="meter-lib flusher", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, timeout: float = _STOP_SECONDS) -> bool:
+        """Stop delivering within `timeout` seconds and return whether the thread has ended.
+
+        A request under way is broken off; its events stay in the outbox and are sent
+        again later under the same keys.
+        """
+        if self._loop is None or self._thread is None:
+            return True
+        self._loop.stop()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def flush(self, timeout: float = 60.0) -> bool:
+        """Wait until nothing is pending, at most `timeout` seconds; return whether that is so.
+
+        False as well where only events remain that the backend refused.
+        """
+        deadline = time.monotonic() + timeout
+        outbox = open_outbox(self.settings)
+        try:
+            while True:
+                status = outbox.status()
+                if status.pending == 0:
+                    return True
+                if status.pending == status.refused or time.monotonic() >= deadline:
+                    return False
+                time.sleep(_FLUSH_POLL_SECONDS)
+        finally:
+            outbox.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()

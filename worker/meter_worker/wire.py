@@ -1,0 +1,63 @@
+"""How events look on the wire: texts joined from what was frozen at capture, nothing encoded anew."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from meter_worker.backend import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meter_lib.outbox import DueEvent
+
+__all__ = ["BODY_OVERHEAD_BYTES", "header_text", "record_text", "request_body", "request_for"]
+
+BODY_OVERHEAD_BYTES = len(b'{"records":[]}')
+
+_PLAIN_ASCII = "".join(chr(code) for code in range(0x20, 0x7F))
+
+
+def record_text(event: DueEvent, *, outbox_id: str, customer_id: str) -> str:
+    """Return the JSON text of the event's record; `customer_id` is JSON text itself.
+
+    The same event gives the same text for ever, as long as its customer is the same.
+    """
+    return (
+        f'{{"key":{_stream_key(event.tenant_id, event.device_id, event.meter_id)},'
+        f'"value":{{"customer_id":{customer_id},'
+        f'"idempotency_key":{json.dumps(event.idempotency_key)},'
+        f'"event_time":{event.event_time},"outbox_id":"{outbox_id}","seq":{event.seq},'
+        f"{event.payload[1:]}}}"
+    )
+
+
+def request_for(events: Sequence[DueEvent], records: Sequence[str]) -> Request:
+    """Return the request that carries these events, all of one tenant and device."""
+    keys = "\n".join(event.idempotency_key for event in events)
+    return Request(
+        tenant_id=events[0].tenant_id,
+        device_id=events[0].device_id,
+        idempotency_key=hashlib.sha256(keys.encode()).hexdigest()[:32],
+        records=records,
+    )
+
+
+def request_body(records: Sequence[str]) -> bytes:
+    """Return the body that carries the records, in UTF-8."""
+    return f'{{"records":[{",".join(records)}]}}'.encode()
+
+
+def header_text(text: str) -> str:
+    """Return an id as a header value: what is not plain ASCII is percent-encoded UTF-8."""
+    return quote(text, safe=_PLAIN_ASCII)
+
+
+@functools.lru_cache(maxsize=1024)
+def _stream_key(tenant_id: str, device_id: str, meter_id: str) -> str:
+    # Equal keys go to one partition, which is what keeps the order of a stream.
+    return json.dumps(f"{tenant_id}/{device_id}/{meter_id}", ensure_ascii=False)
