@@ -1,15 +1,15 @@
 """Every error that this library raises, by what the caller can do about it.
 
     MeterError
-    ├── InvalidUsage         an argument's value is wrong; nothing was recorded       (a ValueError)
-    │   └── KeyConflict      the idempotency key belongs to another event; likewise
-    ├── InvalidUsageType     an argument's type is wrong; nothing was recorded        (a TypeError)
-    ├── InvalidSetting       a setting is wrong; nothing was started                  (a ValueError)
+    ├── InvalidUsage         an argument's value is wrong; not recorded      (a ValueError)
+    │   └── KeyConflict      the idempotency key belongs to another event; not recorded
+    ├── InvalidUsageType     an argument's type is wrong; not recorded       (a TypeError)
+    ├── InvalidSetting       a setting is wrong; nothing was started         (a ValueError)
     ├── OutboxUnavailable    the outbox could not do it; nothing has changed
-    │   ├── OutboxFull       its limit or the disk is reached              → deliver, purge or make room
-    │   ├── OutboxMissing    there is no outbox at that place yet          → post first, or name another
-    │   └── SchemaTooNew     a newer version made it; it was left untouched → upgrade
-    └── OutboxHeld           another flusher delivers from this outbox     → wait, or stop that one
+    │   ├── OutboxFull       its limit or the disk is reached  → deliver, purge or make room
+    │   ├── OutboxMissing    there is no outbox at that place  → post first, or name another
+    │   └── SchemaTooNew     a newer version made it           → upgrade; it was left untouched
+    └── OutboxHeld           another flusher delivers from it      → wait, or stop that one
 
 The backend saying no is not an error: it is an outcome of a delivery.
 """
@@ -39,7 +39,7 @@ class InvalidUsage(MeterError, ValueError):
 
 
 class KeyConflict(InvalidUsage):
-    """The idempotency key is known with other content. Nothing was recorded; the first event stands."""
+    """The idempotency key is known with other content. Only the first event was recorded."""
 
     def __init__(self, message: str, *, index: int = 0) -> None:
         super().__init__(message)
