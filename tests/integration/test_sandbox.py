@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 KAFKA_JSON = "application/vnd.kafka.json.v2+json"
 PLAIN = "text/plain; charset=utf-8"
 MIB = 1024 * 1024
+COMMON = "after, api, device, fault, meter, tenant, times"
+ALL_FAULTS = (
+    "down, slow, stall, refuse, throttle, drop_reply, captive_portal, redirect, garbled, "
+    "reject_records, refuse_records"
+)
+RETRY_AFTER_TAKES = "a number of seconds, or printable ASCII text, or null for none"
 
 
 @pytest.fixture
@@ -82,6 +88,11 @@ def kafka_error(status: int, message: str, error_code: int | None = None) -> tup
     return status, KAFKA_JSON, f'{{"error_code":{code},"message":"{message}"}}'
 
 
+def offsets_body(entries: str) -> str:
+    """Write the body of an answer with these entries as the proxy does."""
+    return f'{{"key_schema_id":null,"offsets":[{entries}],"value_schema_id":null}}'
+
+
 # The events API
 
 
@@ -92,8 +103,7 @@ def test_a_batch_is_answered_with_one_entry_a_record(sandbox: Sandbox) -> None:
     assert seen(response) == (
         200,
         KAFKA_JSON,
-        '{"key_schema_id":null,"offsets":[{"offset":0,"partition":1},'
-        '{"offset":1,"partition":1}],"value_schema_id":null}',
+        offsets_body('{"offset":0,"partition":1},{"offset":1,"partition":1}'),
     )
 
 
@@ -397,7 +407,7 @@ def test_an_endless_body_is_not_read(sandbox: Sandbox, request_bytes: bytes) -> 
         client.sendall(request_bytes)
         answer = client.recv(MIB)
 
-    assert answer.startswith(b"HTTP/1.1 413 Request Entity Too Large\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"\r\nConnection: close\r\n" in answer
 
 
@@ -492,10 +502,32 @@ def test_an_idle_connection_is_closed() -> None:
         assert raw(sandbox, b"") == b""
 
 
-def test_a_request_cut_off_in_its_body_is_not_stored(sandbox: Sandbox) -> None:
+def test_too_many_connections_are_closed_as_they_come(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond its limit of open connections the sandbox takes no further one."""
+    monkeypatch.setattr("meter_worker.sandbox.listener.CONNECTIONS_LIMIT", 1)
+    with requests.Session() as first:
+        first.get(f"{sandbox.url}/sandbox/faults", timeout=5)
+
+        assert raw(sandbox, b"") == b""
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        raw_post(BODY[:-1], f"Content-Length: {len(BODY)}"),
+        raw_post(b"%x\r\n%b" % (len(BODY), BODY[:-1]), "Transfer-Encoding: chunked"),
+        raw_post(b"%x\r\n%b\r\n" % (len(BODY), BODY), "Transfer-Encoding: chunked"),
+        raw_post(b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY), "Transfer-Encoding: chunked"),
+    ],
+)
+def test_a_request_cut_off_in_its_body_is_not_stored(
+    sandbox: Sandbox, request_bytes: bytes
+) -> None:
     """A client that goes away in the middle of its body has sent nothing."""
     with socket.create_connection(("127.0.0.1", sandbox.port), timeout=5) as client:
-        client.sendall(raw_post(BODY[:-1], f"Content-Length: {len(BODY)}"))
+        client.sendall(request_bytes)
         client.shutdown(socket.SHUT_WR)
         answer = client.recv(MIB)
 
@@ -760,11 +792,11 @@ def test_stall_never_answers(sandbox: Sandbox) -> None:
 def test_refuse_answers_with_the_given_error(sandbox: Sandbox) -> None:
     """A refusing backend answers with the wanted status and words, and stores nothing."""
     sandbox.fault("refuse", status=403, message="Forbidden", times=1)
-    sandbox.fault("refuse", status=500, message="x", error_code=50003, times=1)
+    sandbox.fault("refuse", status=520, message="x", error_code=50003, times=1)
     answers = [seen(post(sandbox, usage())) for _ in range(2)]
 
-    assert answers == [kafka_error(403, "Forbidden"), kafka_error(500, "x", 50003)]
-    assert (sandbox.count, [r.status for r in sandbox.requests]) == (0, [403, 500])
+    assert answers == [kafka_error(403, "Forbidden"), kafka_error(520, "x", 50003)]
+    assert (sandbox.count, [r.status for r in sandbox.requests]) == (0, [403, 520])
 
 
 @pytest.mark.parametrize(
@@ -827,7 +859,7 @@ def test_redirect_points_elsewhere(sandbox: Sandbox) -> None:
         ("missing_offsets", "{}"),
         (
             "fewer_offsets",
-            '{"key_schema_id":null,"offsets":[{"offset":0,"partition":0}],"value_schema_id":null}',
+            offsets_body('{"offset":0,"partition":0}'),
         ),
     ],
 )
@@ -847,7 +879,7 @@ def test_a_short_answer_ends_before_its_length(sandbox: Sandbox) -> None:
     head, _, body = raw(sandbox, raw_post(BODY, f"Content-Length: {len(BODY)}")).partition(
         b"\r\n\r\n"
     )
-    whole = b'{"key_schema_id":null,"offsets":[{"offset":0,"partition":0}],"value_schema_id":null}'
+    whole = offsets_body('{"offset":0,"partition":0}').encode()
 
     assert body == whole[: len(whole) // 2]
     assert f"\r\nContent-Length: {len(whole)}".encode() in head
@@ -1014,18 +1046,15 @@ def test_healed_the_backend_is_as_ever(sandbox: Sandbox) -> None:
     [
         (
             {"fault": "dwon"},
-            "unknown fault 'dwon'; there are down, slow, stall, refuse, throttle, "
-            "drop_reply, captive_portal, redirect, garbled, reject_records, refuse_records",
+            f"unknown fault 'dwon'; there are {ALL_FAULTS}",
         ),
         (
             {"fault": ["down"]},
-            "unknown fault ['down']; there are down, slow, stall, refuse, throttle, "
-            "drop_reply, captive_portal, redirect, garbled, reject_records, refuse_records",
+            f"unknown fault ['down']; there are {ALL_FAULTS}",
         ),
         (
             {"fault": "slow", "second": 1},
-            "slow: unknown parameter 'second'; it takes seconds, after, api, device, fault, meter, "
-            "tenant, times",
+            f"slow: unknown parameter 'second'; it takes seconds, {COMMON}",
         ),
         ({"fault": "slow"}, "slow: the parameter 'seconds' is missing"),
         ({"fault": "slow", "seconds": "1"}, "slow: seconds is 0 to 86400"),
@@ -1035,8 +1064,7 @@ def test_healed_the_backend_is_as_ever(sandbox: Sandbox) -> None:
         ({"fault": "refuse", "status": 500, "message": 1}, "refuse: message is text"),
         (
             {"fault": "throttle", "retry_after": "1\r\nX: y"},
-            "throttle: retry_after is a number of seconds, or printable ASCII text, "
-            "or null for none",
+            f"throttle: retry_after is {RETRY_AFTER_TAKES}",
         ),
         ({"fault": "redirect", "location": "\n"}, "redirect: location is printable ASCII text"),
         (
@@ -1077,6 +1105,21 @@ def test_a_fault_that_cannot_be_meant_is_refused(
             sandbox.fault(**fault)
         assert str(refused.value) == message
     assert sandbox.faults == standing
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"fault": "down"}, 'the faults are a list such as [{"fault": "down"}]'),
+        ([{"fault": "down"}] * 1001, "no more than 1000 faults"),
+    ],
+)
+def test_what_is_no_list_of_faults_is_refused(sandbox: Sandbox, body: Any, message: str) -> None:
+    """Faults are put as one list, and there are not too many of them."""
+    response = requests.put(f"{sandbox.url}/sandbox/faults", json=body, timeout=5)
+
+    assert (response.status_code, response.json()) == (400, {"error_code": 400, "message": message})
+    assert sandbox.faults == []
 
 
 # Starting and stopping

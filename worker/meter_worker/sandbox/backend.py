@@ -101,7 +101,7 @@ class LocalBackend:
             return _Call("events", [sender], refused.answer)
         return _Call("events", [record.subject for record in records], records=records)
 
-    def _struck(  # noqa: C901, PLR0911, PLR0912, RET503 - one case for each fault, and no more
+    def _struck(  # noqa: C901, PLR0912, RET503 - one case for each fault, and no more
         self,
         fault: faults.Behaviour | None,
         call: _Call,

@@ -24,6 +24,7 @@ READ_LIMIT = 64 * 1024 * 1024
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _LINE_LIMIT = 8192
 _TRAILERS_LIMIT = 100
+_WENT_AWAY = "the client went away in the middle of its request"
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -54,7 +55,7 @@ def _read_chunks(stream: BufferedIOBase) -> bytes:
     chunks: list[bytes] = []
     total = 0
     while True:
-        size_line = _CHUNK_SIZE.fullmatch(stream.readline(_LINE_LIMIT))
+        size_line = _CHUNK_SIZE.fullmatch(_line(stream))
         if size_line is None:
             raise Refused(plain_answer(400))
         size = int(size_line[1], 16)
@@ -64,18 +65,25 @@ def _read_chunks(stream: BufferedIOBase) -> bytes:
         if total > READ_LIMIT:
             raise Refused(too_large())
         chunks.append(_read_exactly(stream, size))
-        if stream.readline(3).rstrip(b"\r\n"):
+        if _line(stream).rstrip(b"\r\n"):
             raise Refused(plain_answer(400))
     for _ in range(_TRAILERS_LIMIT):
-        if not stream.readline(_LINE_LIMIT).rstrip(b"\r\n"):
+        if not _line(stream).rstrip(b"\r\n"):
             return b"".join(chunks)
     raise Refused(plain_answer(400))
+
+
+def _line(stream: BufferedIOBase) -> bytes:
+    line = stream.readline(_LINE_LIMIT)
+    if not line:
+        raise ConnectionError(_WENT_AWAY)
+    return line
 
 
 def _read_exactly(stream: BufferedIOBase, length: int) -> bytes:
     body = stream.read(length)
     if len(body) < length:
-        raise ConnectionError("the client went away in the middle of its request")
+        raise ConnectionError(_WENT_AWAY)
     return body
 
 
@@ -122,7 +130,7 @@ def parsed_json(body: bytes) -> object:
             # A lone surrogate can only come in as an escape; it cannot be written as UTF-8.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        raise Refused(plain_answer(400, "Invalid request JSON body")) from None
+        raise Refused(invalid_json()) from None
     return value
 
 
@@ -139,6 +147,11 @@ def _number(text: str) -> float:
     if value - value != 0:
         raise ValueError(text)  # infinite, or not a number
     return value
+
+
+def invalid_json() -> Answer:
+    """Give the answer to a body that is no JSON, or none that anybody could keep."""
+    return plain_answer(400, "Invalid request JSON body")
 
 
 def too_large() -> Answer:

@@ -42,7 +42,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def __init__(
         self,
-        *accepted: Any,  # what socketserver hands over: socket, address, server
+        *accepted: Any,  # what the base class wants: socket, address, server
         backend: LocalBackend,
         stopping: threading.Event,
         idle_seconds: float,

@@ -90,6 +90,20 @@ def fault_from(members: object) -> Fault:
         raise ValueError(f"{name}: {wrong}") from None
 
 
+def faults_from(given: object) -> list[Fault]:
+    """Make faults of a JSON list; raises ValueError that says which one is wrong, and in what."""
+    if not isinstance(given, list):
+        raise ValueError('the faults are a list such as [{"fault": "down"}]')  # noqa: TRY004 - see fault_from
+    return [_fault_at(position, members) for position, members in enumerate(given, start=1)]
+
+
+def _fault_at(position: int, members: object) -> Fault:
+    try:
+        return fault_from(members)
+    except ValueError as wrong:
+        raise ValueError(f"fault {position}: {wrong}") from None
+
+
 class FaultBoard:
     """The standing faults in their order; the first that is meant for a request strikes it.
 

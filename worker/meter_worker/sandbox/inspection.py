@@ -6,15 +6,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from meter_worker.sandbox.bodies import decoded_body, parsed_json
-from meter_worker.sandbox.exchange import JSON, Answer, Refused, error_answer, json_answer
-from meter_worker.sandbox.exchange import plain_answer as plain
-from meter_worker.sandbox.fault_board import fault_from
+from meter_worker.sandbox.exchange import (
+    JSON,
+    Answer,
+    Refused,
+    error_answer,
+    json_answer,
+    plain_answer,
+)
+from meter_worker.sandbox.fault_board import faults_from
 from meter_worker.sandbox.produce import EVERYBODY, Subject
 from meter_worker.sandbox.store import times_by_key
 
 if TYPE_CHECKING:
     from meter_worker.sandbox.exchange import Request
-    from meter_worker.sandbox.fault_board import Fault, FaultBoard
+    from meter_worker.sandbox.fault_board import FaultBoard
     from meter_worker.sandbox.request_log import RequestLog
     from meter_worker.sandbox.store import Store
 
@@ -39,9 +45,9 @@ class Inspection:
         """Answer one request below /sandbox/; raises `Refused` where it cannot be meant."""
         place = request.path.removeprefix(PREFIX).rstrip("/")
         if place not in _METHODS:
-            return plain(404)
+            return plain_answer(404)
         if request.method not in _METHODS[place]:
-            return plain(405)
+            return plain_answer(405)
         if place == "requests":
             return json_answer(200, [logged.as_json() for logged in self._log.requests()])
         if place == "records":
@@ -49,7 +55,7 @@ class Inspection:
                 return json_answer(200, {"removed": self._store.clear()})
             return json_answer(200, self._records(request.query))
         if request.method == "PUT":
-            self._faults.replace(_faults_in(request))
+            self._put_faults(request)
         elif request.method == "DELETE":
             self._faults.replace([])
         return json_answer(200, self._faults.as_json())
@@ -69,19 +75,13 @@ class Inspection:
         newest = records[max(len(records) - limit, 0) :]
         return summary | {"keys": times, "records": [record.as_json() for record in newest]}
 
-
-def _faults_in(request: Request) -> list[Fault]:
-    given = parsed_json(decoded_body(request.body, request.headers.get("content-encoding", "")))
-    if not isinstance(given, list):
-        raise _refused("the faults are a list of objects")
-    return [_fault_at(position, members) for position, members in enumerate(given, start=1)]
-
-
-def _fault_at(position: int, members: object) -> Fault:
-    try:
-        return fault_from(members)
-    except ValueError as wrong:
-        raise _refused(f"fault {position}: {wrong}") from None
+    def _put_faults(self, request: Request) -> None:
+        encoding = request.headers.get("content-encoding", "")
+        given = parsed_json(decoded_body(request.body, encoding))
+        try:
+            self._faults.replace(faults_from(given))
+        except ValueError as wrong:
+            raise _refused(str(wrong)) from None
 
 
 def _summary(count: int, distinct: int) -> dict[str, Any]:

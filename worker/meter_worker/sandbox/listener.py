@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+import selectors
 import socket
-import socketserver
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from meter_worker.sandbox.connection import Connection
@@ -20,36 +19,29 @@ logger = logging.getLogger(__name__)
 CONNECTIONS_LIMIT = 1000
 """Connections open at once; further ones are closed as they come."""
 
-_POLL_SECONDS = 0.05
+_BACKLOG = 128
 _STOP_SECONDS = 1.5
+_PAUSE_SECONDS = 0.1  # after a failing accept, such as one without a free file descriptor
 
 
-class Listener(socketserver.TCPServer):
+class Listener:
     """Listens from construction on, serves from `start` to `stop`. Used once."""
 
-    allow_reuse_address = True
-    allow_reuse_port = False
-    request_queue_size = 128
-
     def __init__(self, host: str, port: int, backend: LocalBackend, *, idle_seconds: float) -> None:
+        self._backend = backend
+        self._idle_seconds = idle_seconds
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[threading.Thread, socket.socket] = {}
-        connection = partial(
-            Connection, backend=backend, stopping=self._stopping, idle_seconds=idle_seconds
-        )
-        super().__init__((host, port), connection)
-        self._accepting = threading.Thread(
-            target=self.serve_forever,
-            args=(_POLL_SECONDS,),
-            name="meter-sandbox",
-            daemon=True,
-        )
+        self._socket = _listening_socket(host, port)
+        # Closing the one end wakes the accepting thread at the other: no polling, no delay.
+        self._waker, self._woken = socket.socketpair()
+        self._accepting = threading.Thread(target=self._accept, name="meter-sandbox", daemon=True)
 
     @property
     def port(self) -> int:
         """The port it listens on."""
-        return int(self.socket.getsockname()[1])
+        return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
         """Begin to serve."""
@@ -57,47 +49,87 @@ class Listener(socketserver.TCPServer):
 
     def stop(self) -> None:
         """Refuse new connections, cut the open ones, and wait (bounded) for their threads."""
+        until = time.monotonic() + _STOP_SECONDS
         self._stopping.set()
-        self.shutdown()
-        self.server_close()
+        self._waker.close()
+        self._accepting.join()
+        self._woken.close()
+        # A forked child may hold the socket, too; only a shutdown ends its listening there.
+        _cut(self._socket)
+        self._socket.close()
         with self._lock:
             connections = dict(self._connections)
-        for open_socket in connections.values():
-            _cut(open_socket)
-        until = time.monotonic() + _STOP_SECONDS
-        for thread in (self._accepting, *connections):
+        for connection in connections.values():
+            _cut(connection)
+        for thread in connections:
             thread.join(max(until - time.monotonic(), 0))
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Take a connection only while there are not too many."""
-        del request, client_address
-        return len(self._connections) < CONNECTIONS_LIMIT
+    def _accept(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while not self._stopping.is_set():
+                selector.select()
+                try:
+                    connection, address = self._socket.accept()
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self._stopping.wait(_PAUSE_SECONDS)
+                    continue
+                self._take(connection, address)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve the connection in a thread of its own."""
+    def _take(self, connection: socket.socket, address: Any) -> None:
         thread = threading.Thread(
             target=self._serve,
-            args=(request, client_address),
+            args=(connection, address),
             name="meter-sandbox-connection",
             daemon=True,
         )
         with self._lock:
-            self._connections[thread] = request
-        thread.start()
+            is_crowded = len(self._connections) >= CONNECTIONS_LIMIT
+            if not is_crowded:
+                self._connections[thread] = connection
+        if is_crowded:
+            connection.close()
+        else:
+            thread.start()
 
-    def _serve(self, request: Any, client_address: Any) -> None:
+    def _serve(self, connection: socket.socket, address: Any) -> None:
         try:
-            self.finish_request(request, client_address)
+            Connection(
+                connection,
+                address,
+                self,
+                backend=self._backend,
+                stopping=self._stopping,
+                idle_seconds=self._idle_seconds,
+            )
         except Exception:
             logger.exception("the sandbox failed on a connection")
         finally:
             with self._lock:
                 del self._connections[threading.current_thread()]
-            self.shutdown_request(request)
+            _cut(connection)
+            connection.close()
 
 
-def _cut(open_socket: socket.socket) -> None:
+def _listening_socket(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        open_socket.shutdown(socket.SHUT_RDWR)
+        # Otherwise the port could not be had again for a minute after a stop.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _cut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # the client was faster
+        return  # it is closed already

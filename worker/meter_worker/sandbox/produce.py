@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from meter_worker.sandbox.bodies import decoded_body, parsed_json
+from meter_worker.sandbox.bodies import decoded_body, invalid_json, parsed_json
 from meter_worker.sandbox.exchange import JSON, KAFKA_JSON, Answer, Refused, error_answer
 
 if TYPE_CHECKING:
@@ -66,9 +66,14 @@ EVERYBODY = Subject(None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class ProduceRecord:
-    """One record of a request. `key` is compact JSON, empty for an empty key, None for none."""
+    """One record of a request, its key and value also as the compact JSON that is stored.
 
-    key: str | None
+    `key_json` is empty for an empty key and None for none; `value_json` is None for a falsy
+    value, which is stored as an empty message.
+    """
+
+    key_json: str | None
+    value_json: str | None
     value: Any  # any JSON at all
     partition: int | None
     subject: Subject
@@ -109,7 +114,11 @@ def read_records(request: Request, topic: str, known_topic: str) -> list[Produce
     if not isinstance(records, list):
         raise Refused(error_answer(400, "'records' must be an array"))
     sender = sender_of(request.headers)
-    checked = [_checked(record, sender) for record in records]
+    try:
+        checked = [_checked(record, sender) for record in records]
+    except RecursionError:
+        # So deep that it could just be read, but not be written again.
+        raise Refused(invalid_json()) from None
     if media_type in _BINARY_TYPES:
         _refuse_binary(checked)
     return checked
@@ -128,13 +137,14 @@ def _checked(record: Any, sender: Subject) -> ProduceRecord:
     if record.keys() - _RECORD_MEMBERS:
         raise Refused(invalid_format())
     value = record.get("value")
-    return ProduceRecord(_key_text(record.get("key")), value, partition, _subject(value, sender))
-
-
-def _key_text(key: object) -> str | None:
-    if key is None:
-        return None
-    return compact(key) if key else ""
+    key = record.get("key")
+    return ProduceRecord(
+        key_json=compact(key) if key else None if key is None else "",
+        value_json=compact(value) if value else None,
+        value=value,
+        partition=partition,
+        subject=_subject(value, sender),
+    )
 
 
 def sender_of(headers: Mapping[str, str]) -> Subject:
@@ -157,7 +167,7 @@ def _subject(value: Any, sender: Subject) -> Subject:
 def _refuse_binary(records: list[ProduceRecord]) -> None:
     # Text that really is base64 would be stored by the proxy; nobody sends such usage events.
     for record in records:
-        for text in (record.key, compact(record.value) if record.value else None):
+        for text in (record.key_json, record.value_json):
             if text:
                 raise Refused(error_answer(400, f"data={text}  is not a base64 string."))
 
@@ -185,7 +195,7 @@ def entries_for(
             entries.append({"error": error.text, "error_code": error.code})
             continue
         partition, offset = next(left)
-        if not record.value:
+        if record.value_json is None:
             # The proxy does not wait for an empty message, so it knows no place for it.
             partition, offset = 0, -1
         entries.append({"offset": offset, "partition": partition})

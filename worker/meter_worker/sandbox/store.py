@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from meter_worker.sandbox.produce import EVERYBODY, PARTITIONS, compact
+from meter_worker.sandbox.produce import EVERYBODY, PARTITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,14 +79,13 @@ class Store:
         """
         if not records:
             return []
-        texts = [compact(record.value) if record.value else None for record in records]
         headers = request.headers
         tenant_id, device_id = headers.get("x-tenant-id"), headers.get("x-device-id")
         request_key = headers.get("idempotency-key")
         positions: list[tuple[int, int]] = []
         with self._lock:
             self._turn += 1
-            for record, text in zip(records, texts, strict=True):
+            for record in records:
                 partition = self._partition(record)
                 offset = self._next_offsets[topic, partition]
                 self._next_offsets[topic, partition] = offset + 1
@@ -101,8 +100,8 @@ class Store:
                         topic,
                         partition,
                         offset,
-                        record.key,
-                        text,
+                        record.key_json,
+                        record.value_json,
                         tenant_id,
                         device_id,
                         request_key,
@@ -117,8 +116,8 @@ class Store:
     def _partition(self, record: ProduceRecord) -> int:
         if record.partition is not None:
             return record.partition
-        if record.key is not None:
-            return zlib.crc32(record.key.encode()) % PARTITIONS
+        if record.key_json is not None:
+            return zlib.crc32(record.key_json.encode()) % PARTITIONS
         return self._turn % PARTITIONS
 
     def clear(self) -> int:
