@@ -1,3 +1,3 @@
-"""The version, in one place: the build reads it here and programs see it as `meter_lib.__version__`."""
+"""The version, in one place: the build reads it here, programs as `meter_lib.__version__`."""
 
 __version__ = "1.0.0.dev0"

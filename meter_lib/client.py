@@ -14,7 +14,7 @@ from meter_lib.usage import usage_event, usage_event_from
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -100,7 +100,7 @@ class MeterClient:
             raise KeyConflict(f"event {error.index}: {error}", index=error.index) from error
 
     @contextlib.contextmanager
-    def session(self, tenant_id: str, device_id: str, meter_id: str) -> Iterator[Receipt]:
+    def session(self, tenant_id: str, device_id: str, meter_id: str) -> Generator[Receipt]:
         """Record the start of use on entry and its end on exit, as two events.
 
         The end is recorded however the block is left. Yields the receipt of the

@@ -263,11 +263,11 @@ class Operations(Protocol):
         ...
 
     def holder(self) -> int | None:
-        """Return the process id of the flusher that holds the outbox, or None; 0 if it left none."""
+        """Return the process id of the flusher that holds the outbox (0: unknown), or None."""
         ...
 
     def dead_letters(self, selector: Selector) -> Iterator[DeadLetter]:
-        """Yield the dead letters meant, oldest first, in memory that does not grow with their number."""
+        """Yield the dead letters meant, oldest first; memory does not grow with their number."""
         ...
 
     def replay(self, seqs: Sequence[int], *, now: int) -> int:
@@ -288,5 +288,5 @@ class Outbox(Recorder, Delivery, Operations, Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and locks. Everything accepted is on disk already. May be called twice."""
+        """Let go of files and locks; everything accepted is on disk. May be called twice."""
         ...

@@ -18,7 +18,7 @@ try:
     # The standard library's `random` takes sha512 the same way: hashlib would load OpenSSL,
     # which costs the host program 4 MiB of memory for one checksum.
     from _blake2 import blake2b
-except ImportError:  # a Python built without it
+except ImportError:  # the name is private and may go
     from hashlib import blake2b
 
 __all__ = ["UsageEvent", "shown", "usage_event", "usage_event_from"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 __all__ = ["connect", "file_bytes", "sync_folder", "translated"]
 
 
 def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connection:
-    """Open the file as it is (`mode` is `ro` or `rw`), with what holds for every connection of ours."""
+    """Open an existing file (`mode` is `ro` or `rw`) with what holds for all our connections."""
     # '?' and '#' would end the path of the URI, '%' would start an escape.
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     connection = sqlite3.connect(
@@ -58,7 +58,7 @@ def file_bytes(path: str) -> int:
 
 
 @contextlib.contextmanager
-def translated(path: str) -> Iterator[None]:
+def translated(path: str) -> Generator[None]:
     """Turn what SQLite and the system raise into our errors, most specific first."""
     try:
         yield

@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import sqlite3
 import stat
 import threading
 import weakref
@@ -23,7 +22,8 @@ from meter_lib._sqlite.file_lock import FileLock
 from meter_lib.errors import OutboxFull, OutboxMissing, OutboxUnavailable, SchemaTooNew
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import sqlite3
+    from collections.abc import Generator
 
 __all__ = ["Database"]
 
@@ -63,7 +63,7 @@ class Database:
     # -- transactions -----------------------------------------------------------------
 
     @contextlib.contextmanager
-    def write(self, *, capture: bool = False) -> Iterator[sqlite3.Connection]:
+    def write(self, *, capture: bool = False) -> Generator[sqlite3.Connection]:
         """Run a write transaction: committed at the end of the block, undone if the block raises.
 
         `capture` is for new events: what it commits is on the disk when the block ends
@@ -85,7 +85,7 @@ class Database:
                     raise
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Generator[sqlite3.Connection]:
         """Run reads that all see the same instant. Nobody waits for them."""
         with self._mutex, translated(self.path):
             connection = self._opened()
@@ -96,7 +96,7 @@ class Database:
                 connection.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> Generator[None]:
         if self._write_lock is None:
             self._write_lock = FileLock(f"{self.path}.lock", mode=self._file_mode())
         if not self._write_lock.acquire(_LOCK_TIMEOUT_SECONDS):
@@ -146,14 +146,15 @@ class Database:
         connection = connect(self.path, mode="ro", timeout_seconds=_LOCK_TIMEOUT_SECONDS)
         try:
             version = self._schema_version(connection)
-            if version != meter_migrations.LATEST:
-                raise OutboxUnavailable(
-                    f"{self.path} has schema {version}, this version reads "
-                    f"{meter_migrations.LATEST}; run: meter-lib migrate"
-                )
         except BaseException:
             connection.close()
             raise
+        if version != meter_migrations.LATEST:
+            connection.close()
+            raise OutboxUnavailable(
+                f"{self.path} has schema {version}, this version reads "
+                f"{meter_migrations.LATEST}; run: meter-lib migrate"
+            )
         return connection
 
     def _open_or_create(self) -> sqlite3.Connection:
@@ -233,7 +234,7 @@ class Database:
     # -- the flusher's hold -----------------------------------------------------------
 
     def try_hold(self) -> bool:
-        """Become the one flusher of this file, or return False where another process or object is."""
+        """Become the one flusher of this file, or return False where another is."""
         with self._mutex, translated(self.path):
             if self._held_by_flusher is not None:
                 return True
@@ -299,7 +300,7 @@ class Database:
         self._mutex.release()
 
     def forget_in_child(self) -> None:
-        """Start afresh in the child: the parent's connection and locks are not ours to use or to close."""
+        """Start afresh in the child: the parent's connection and locks are not ours."""
         if self._connection is not None:
             _inherited.append(self._connection)
         self._connection = None

@@ -107,7 +107,7 @@ class SqliteDelivery:
                 """,
                 {"proven_only": proven_only, "limit": limit},
             )
-            return [DueEvent(*row[:-1], held=False) for row in rows]
+            return [DueEvent._make(row) for row in rows]
 
     def refused_before(self, event: DueEvent) -> bool:
         """Return whether it was refused alone, and another event delivered after that."""
@@ -278,8 +278,8 @@ class SqliteDelivery:
 
 def _take(rows: Iterable[tuple[object, ...]], events: list[DueEvent], budget: int) -> int:
     """Append rows as events until the budget of bytes is spent; return what is left of it."""
-    for *fields, held in rows:
-        event = DueEvent(*fields, held=bool(held))  # type: ignore[arg-type]  # as selected
+    for row in rows:
+        event = DueEvent._make(row)
         events.append(event)
         budget -= len(event.payload)
         if budget <= 0:

@@ -179,7 +179,7 @@ class SqliteOperations:
 
 
 def _oldest_recorded_at(connection: sqlite3.Connection) -> int | None:
-    """Return when the oldest pending event was recorded: the first of each kind of pending, seeked."""
+    """Return when the oldest pending event was recorded, from the first of each kind."""
     (oldest,) = connection.execute(
         """
         SELECT min(recorded_at) FROM (

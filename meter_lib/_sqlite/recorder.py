@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 from meter_lib.errors import KeyConflict, OutboxFull
-from meter_lib.outbox import Receipt
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
     from meter_lib._sqlite.database import Database
+    from meter_lib.outbox import Receipt
     from meter_lib.usage import UsageEvent
 
 __all__ = ["SqliteRecorder"]

@@ -53,8 +53,10 @@ def test_an_unknown_meter_is_warned_about_once(caplog: pytest.LogCaptureFixture)
         (
             "meter_lib",
             logging.WARNING,
-            f"meter id {shown} is not in the catalogue of known meters: its usage is recorded all"
-            " the same, but check the spelling",
+            (
+                f"meter id {shown} is not in the catalogue of known meters: its usage is recorded"
+                " all the same, but check the spelling"
+            ),
         )
         for shown in ("'page.procesed'", r"'other\u202e'")
     ]

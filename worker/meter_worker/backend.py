@@ -113,7 +113,7 @@ class Backend(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Break off what is under way, from any thread; every further `deliver` is interrupted too."""
+        """Break off what is under way, from any thread, and every further `deliver`."""
         ...
 
 
@@ -144,5 +144,5 @@ class AccountsApi(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Break off what is under way, from any thread; every further question is interrupted too."""
+        """Break off what is under way, from any thread, and every further question."""
         ...

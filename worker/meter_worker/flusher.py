@@ -241,7 +241,7 @@ class Flusher:
             case Interrupted():
                 return False
             case _:
-                assert_never(outcome)
+                return assert_never(outcome)
 
     # -- what became of it ------------------------------------------------------------
 

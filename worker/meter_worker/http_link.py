@@ -230,10 +230,10 @@ def _pool_classes(sockets: _Sockets) -> dict[str, type[Any]]:
         pass
 
     class HttpPool(urllib3.connectionpool.HTTPConnectionPool):
-        ConnectionCls = HttpConnection
+        ConnectionCls = HttpConnection  # pyright: ignore[reportAssignmentType]  # as urllib3 does
 
     class HttpsPool(urllib3.connectionpool.HTTPSConnectionPool):
-        ConnectionCls = HttpsConnection
+        ConnectionCls = HttpsConnection  # pyright: ignore[reportAssignmentType]  # as above
 
     return {"http": HttpPool, "https": HttpsPool}
 

@@ -1,4 +1,4 @@
-"""The backend behind a Kafka REST proxy, and the customer accounts API: requests in, outcomes out."""
+"""The backend behind a Kafka REST proxy, and the accounts API: requests in, outcomes out."""
 
 from __future__ import annotations
 

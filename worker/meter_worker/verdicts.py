@@ -1,4 +1,4 @@
-"""What an answer means: status, headers and body in, outcome out. No status code is judged elsewhere.
+"""What an answer means: status, headers and body in, outcome out. No status is judged elsewhere.
 
 The protocol is the Kafka REST Proxy v2 (Confluent's, Karapace, Strimzi's bridge).
 A status alone says little: records may have failed within a 200 and been stored

@@ -1,4 +1,4 @@
-"""How events look on the wire: texts joined from what was frozen at capture, nothing encoded anew."""
+"""How events look on the wire: texts joined from what was frozen at capture."""
 
 from __future__ import annotations
 
