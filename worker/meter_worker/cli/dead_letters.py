@@ -1,0 +1,158 @@
+"""`meter-lib dead-letters`: looks into what the backend refused for good, and decides on it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meter_lib.opening import open_outbox
+from meter_lib.outbox import Selector
+from meter_worker.cli.changes import Change, ask
+from meter_worker.cli.dead_letter_view import print_letter, print_letters, shown_letter
+from meter_worker.cli.groups import CommandGroup
+from meter_worker.cli.options import json_option, outbox_options, settings_from
+from meter_worker.cli.output import counted, print_json, print_json_list
+from meter_worker.cli.selection import Selection, selector_from, selector_options
+from meter_worker.cli.values import PositiveNumber
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from meter_lib import Settings
+
+_HIGHEST_RATE = 1_000_000
+
+_dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Only say how many it would be; change nothing."
+)
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.group("dead-letters", cls=CommandGroup)
+def dead_letters() -> None:
+    """Look into what the backend refused for good.
+
+    A dead letter is an event that is no longer tried, with the reason. It stays in the outbox
+    until it is sent again (replay) or removed (purge). KEY is its idempotency key.
+    """
+
+
+@dead_letters.command("list")
+@selector_options
+@json_option
+@outbox_options
+def list_letters(*, as_json: bool, outbox: str | None, config: str | None, **given: Any) -> None:
+    """List dead letters, the oldest first: all, or those selected."""
+    selector = selector_from(needed=False, **given)
+    with _selected(settings_from(config, outbox=outbox), selector) as selection:
+        if as_json:
+            print_json_list(shown_letter(letter) for letter in selection.letters())
+        else:
+            print_letters(selection)
+
+
+@dead_letters.command()
+@click.argument("key")
+@json_option
+@outbox_options
+def show(*, key: str, as_json: bool, outbox: str | None, config: str | None) -> None:
+    """Show all there is to know about one dead letter."""
+    with _selected(settings_from(config, outbox=outbox), Selector(keys=(key,))) as selection:
+        for letter in selection.letters():
+            if as_json:
+                print_json(shown_letter(letter))
+            else:
+                print_letter(letter)
+
+
+@dead_letters.command()
+@selector_options
+@click.option(
+    "--rate",
+    type=PositiveNumber(_HIGHEST_RATE),
+    metavar="N",
+    help="At most so many events a second. Default: as fast as it goes.",
+)
+@_dry_run_option
+@_yes_option
+@outbox_options
+def replay(
+    *,
+    rate: float | None,
+    dry_run: bool,
+    yes: bool,
+    outbox: str | None,
+    config: str | None,
+    **given: Any,
+) -> None:
+    """Make dead letters due again, under the idempotency keys they have.
+
+    Do so once the cause is gone. What the backend has already, it knows by the key and does not
+    bill twice. On a terminal you are asked first.
+    """
+    selector = selector_from(needed=True, **given)
+    settings = settings_from(config, outbox=outbox)
+    with _selected(settings, selector) as selection:
+        letters = counted(len(selection), "dead letter")
+        if dry_run:
+            click.echo(f"{letters} would be replayed")
+        elif not len(selection) or ask(f"Replay {letters}?", yes=yes, needs_answer=False):
+            replayed = Change(settings).replay(selection.seqs, rate=rate)
+            click.echo(f"{counted(replayed, 'dead letter')} replayed")
+
+
+@dead_letters.command()
+@selector_options
+@click.option(
+    "--export",
+    type=click.Path(),
+    metavar="FILE",
+    help="New file to write them to first. Default: one beside the outbox.",
+)
+@click.option("--no-export", is_flag=True, help="Write no file: they are gone then.")
+@_dry_run_option
+@_yes_option
+@outbox_options
+def purge(
+    *,
+    export: str | None,
+    no_export: bool,
+    dry_run: bool,
+    yes: bool,
+    outbox: str | None,
+    config: str | None,
+    **given: Any,
+) -> None:
+    """Remove dead letters for good: their usage is never billed.
+
+    They are written to a file first, one JSON object a line with the fields of list --json, and
+    counted as removed. On a terminal you are asked first; anywhere else --yes is needed.
+    """
+    selector = selector_from(needed=True, **given)
+    if export is not None and no_export:
+        raise click.UsageError("--export cannot be combined with --no-export")
+    settings = settings_from(config, outbox=outbox)
+    with _selected(settings, selector) as selection:
+        letters = counted(len(selection), "dead letter")
+        if dry_run:
+            click.echo(f"{letters} would be purged")
+        elif not len(selection) or ask(f"Purge {letters} for good?", yes=yes, needs_answer=True):
+            purged = Change(settings).purge(selection, export=export, exports=not no_export)
+            click.echo(f"{counted(purged, 'dead letter')} purged")
+
+
+@contextlib.contextmanager
+def _selected(settings: Settings, selector: Selector) -> Generator[Selection]:
+    """What the selector means in the outbox, which is only read; keys that it lacks are an error.
+
+    They are said at once, and end the command with 1 when the others are dealt with.
+    """
+    with contextlib.closing(open_outbox(settings, read_only=True)) as outbox:
+        selection = Selection(outbox, selector)
+        for key in selection.unknown_keys:
+            click.echo(f"there is no dead letter {key!r} among those selected", err=True)
+        yield selection
+    if selection.unknown_keys:
+        raise click.exceptions.Exit(1)

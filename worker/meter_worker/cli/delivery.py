@@ -1,0 +1,83 @@
+"""`meter-lib worker` and `meter-lib flush`: what delivers."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from meter_lib.opening import open_outbox
+from meter_worker.cli.options import delivery_options, outbox_options, settings_from
+from meter_worker.cli.output import counted
+from meter_worker.cli.values import PositiveNumber
+from meter_worker.logs import log_as_set
+
+if TYPE_CHECKING:
+    from meter_lib.outbox import OutboxStatus
+
+_LONGEST_TIMEOUT_SECONDS = 1_000_000
+
+
+@click.command()
+@click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Where another process delivers already, end with 1 instead of waiting for its end.",
+)
+@outbox_options
+@delivery_options
+def worker(*, no_wait: bool, config: str | None, **options: str | None) -> None:
+    """Deliver what is recorded, until SIGTERM or SIGINT.
+
+    An outbox has one worker at a time: a second one waits, and takes over when the first has ended,
+    however it ended. A worker stops within 10 seconds, whatever the backend does; what was under
+    way is sent again later, under the same idempotency keys, and billed once. An outage is waited
+    out.
+    """
+    from meter_worker.daemon import run_worker  # noqa: PLC0415  # requests: 0.2 s to import
+
+    settings = log_as_set(lambda: settings_from(config, delivers=True, **options))
+    if not run_worker(settings, wait=not no_wait):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option(
+    "--timeout",
+    type=PositiveNumber(_LONGEST_TIMEOUT_SECONDS, or_zero=True),
+    metavar="SECONDS",
+    default=60.0,
+    show_default=True,
+    help="How long to try.",
+)
+@outbox_options
+@delivery_options
+def flush(*, timeout: float, config: str | None, **options: str | None) -> None:
+    """Deliver what is pending now, then end.
+
+    Ends with 0 if nothing is left pending. Where a worker delivers already, this waits for it to do
+    so. An outage is waited out as long as --timeout allows. It ends early, with 1, when only events
+    are left that the backend refused and that wait for proof whether for good: see meter-lib
+    status.
+    """
+    from meter_worker.background import BackgroundFlusher  # noqa: PLC0415  # as above
+
+    settings = log_as_set(lambda: settings_from(config, delivers=True, **options))
+    with contextlib.closing(open_outbox(settings, read_only=True)) as outbox:
+        outbox.status()  # one that does not exist is not to be made
+        with BackgroundFlusher(settings=settings) as flusher:
+            flusher.flush(timeout)
+        status = outbox.status()
+    click.echo(_left_pending(status))
+    if status.pending:
+        raise click.exceptions.Exit(1)
+
+
+def _left_pending(status: OutboxStatus) -> str:
+    if not status.pending:
+        return "nothing is left pending"
+    left = f"{counted(status.pending, 'event')} left pending"
+    if status.refused:
+        left += f", {status.refused:,} of them refused by the backend"
+    return left

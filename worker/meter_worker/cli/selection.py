@@ -1,0 +1,101 @@
+"""Which dead letters an operator means: from options to what exactly they chose."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from meter_lib.outbox import Selector
+from meter_worker.cli.values import Instant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from meter_lib.outbox import DeadLetter, Operations
+
+__all__ = ["Selection", "selector_from", "selector_options"]
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")  # Any: each takes its own options
+
+
+def selector_options(command: _Command) -> _Command:
+    """Add KEY... and the options that select dead letters."""
+    for option in reversed(
+        (
+            click.argument("keys", nargs=-1, metavar="[KEY]..."),
+            click.option("--all", "everything", is_flag=True, help="All dead letters."),
+            click.option("--tenant", "tenant_id", metavar="ID", help="Those of a tenant."),
+            click.option("--device", "device_id", metavar="ID", help="Those of a device."),
+            click.option("--meter", "meter_id", metavar="ID", help="Those of a meter."),
+            click.option("--reason", metavar="REASON", help="Those with this reason."),
+            click.option(
+                "--since",
+                type=Instant(),
+                metavar="INSTANT",
+                help="Those of usage at this time (ms, or ISO 8601 in UTC) or later.",
+            ),
+            click.option(
+                "--until",
+                type=Instant(),
+                metavar="INSTANT",
+                help="Those of usage before this time.",
+            ),
+            click.option(
+                "--limit",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="At most so many, the oldest first.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def selector_from(*, everything: bool, needed: bool, **selectors: Any) -> Selector:
+    """Return what was selected; options of several kinds must all fit.
+
+    Where one is `needed`, selecting nothing is wrong: all must be asked for. Raises
+    `click.UsageError`.
+    """
+    selector = Selector(**selectors)
+    nothing_selected = selector == Selector()
+    if everything and not nothing_selected and selector != Selector(limit=selector.limit):
+        raise click.UsageError("--all cannot be combined with what selects only some")
+    if needed and nothing_selected and not everything:
+        raise click.UsageError(
+            "nothing is selected: give KEY, --all, --tenant, --device, --meter, --reason,"
+            " --since, --until or --limit"
+        )
+    since, until = selector.since, selector.until
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError("--until must be later than --since")
+    return selector
+
+
+class Selection:
+    """The dead letters that fitted a selector at one time: later ones are not among them."""
+
+    def __init__(self, outbox: Operations, selector: Selector) -> None:
+        self._outbox = outbox
+        self._selector = selector
+        self.seqs = array("q")  # 8 bytes each: a million of them are no burden
+        missing = set(selector.keys)
+        for letter in outbox.dead_letters(selector):
+            self.seqs.append(letter.seq)
+            missing.discard(letter.idempotency_key)
+        # With a limit, a key may well be there and not be reached.
+        self.unknown_keys = sorted(missing) if selector.limit is None else []
+
+    def __len__(self) -> int:
+        return len(self.seqs)
+
+    def letters(self) -> Iterator[DeadLetter]:
+        """Yield those that are still there."""
+        for letter in self._outbox.dead_letters(self._selector):
+            index = bisect_left(self.seqs, letter.seq)
+            if index < len(self.seqs) and self.seqs[index] == letter.seq:
+                yield letter
