@@ -34,18 +34,20 @@ ADDRESSES = {
 }
 
 
-def _without_type_checking(path: Path) -> str:
-    """Return the source without its `if TYPE_CHECKING:` block."""
-    return re.sub(r"(?m)^if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", path.read_text(encoding="utf-8"))
-
-
 def _imported_at_run_time(path: Path) -> set[str]:
+    """Return the top-level names that a module imports when it runs, not for the checkers only."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(_without_type_checking(path))):
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes.extend(node.orelse)
+            continue
         if isinstance(node, ast.Import):
             names.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.partition(".")[0])
+        nodes.extend(ast.iter_child_nodes(node))
     return names
 
 

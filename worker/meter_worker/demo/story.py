@@ -191,7 +191,7 @@ class _Demo:
         with telling.progress(len(self._posted)) as show:
             self._processes.wait(
                 "nothing to be pending",
-                lambda: (self._status()["pending"], self._sandbox.counts()),
+                lambda: (self._pending_beside_worker(), self._sandbox.counts()),
                 lambda seen: seen[0] == 0,
                 beside=worker,
                 seen=lambda seen: show(seen[1].keys),
@@ -206,6 +206,12 @@ class _Demo:
         ledger = self._status()
         telling.ledger(ledger)
         return [*result.problems, *ledger_problems(ledger, posted=len(self._posted))]
+
+    def _pending_beside_worker(self) -> int | None:
+        """Return how many events are pending, None as long as no worker holds the outbox."""
+        status = self._status()
+        pending: int = status["pending"]
+        return pending if status["worker"]["running"] else None
 
     def _status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._processes.json("status")
