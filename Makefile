@@ -41,8 +41,10 @@ clean: ## remove what the other commands made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c '' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot be run: install Python 3.10 or later, or name it: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "meter-lib needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "$(PYTHON) is $$($(PYTHON) --version): meter-lib needs 3.10 or later; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
