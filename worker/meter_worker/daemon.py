@@ -28,7 +28,7 @@ __all__ = ["StopSignals", "run_worker"]
 _logger = logging.getLogger("meter_worker")
 
 # A worker ends within 10 s of the signal; the rest is for the interpreter's own end.
-_STOP_SECONDS = 8.0
+_STOP_SECONDS = 5.0
 
 
 def run_worker(settings: Settings, *, wait: bool = True) -> bool:
@@ -36,7 +36,7 @@ def run_worker(settings: Settings, *, wait: bool = True) -> bool:
 
     Where another process holds the outbox, wait for its end, or without `wait` raise
     `OutboxHeld`. To be called from the main thread. Does not return, but ends the
-    process with exit code 0, where something still hangs 8 s after the signal.
+    process with exit code 0, where something still hangs 5 s after the signal.
     """
     loop = flush_loop(settings)
     _logger.info(

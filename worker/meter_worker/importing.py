@@ -61,7 +61,7 @@ class _Window:
     def add(self, number: int, content: bytes, bytes_read: int) -> None:
         self.bytes_read += bytes_read
         self.last_number = number
-        if not content.strip():
+        if not content.strip() and len(content) <= _LONGEST_LINE_BYTES:
             return
         try:
             self.lines.append(_Line(number, _event(content)))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -47,11 +47,8 @@ class Program(CommandGroup):
 
         What else click would take (another name, another mode) has no effect.
         """
+        _print_whatever_comes()
         log_briefly()
-        for stream in (sys.stdout, sys.stderr):
-            # A character that the terminal's encoding lacks is no reason to fail.
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
         code = self._run(args)
         _let_go_of_stdout()
         sys.exit(code)
@@ -83,6 +80,20 @@ class Program(CommandGroup):
         return code or 0
 
 
+def _print_whatever_comes() -> None:
+    """Let neither a stream that was closed before we began nor a foreign character stop us."""
+    # Streams of their own, so that no file of ours gets the number that others print to.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
 def _failed(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # stderr is gone: nobody is left to be told
         click.echo(escaped(message), err=True)
@@ -91,10 +102,7 @@ def _failed(message: str, code: int) -> int:
 
 def _let_go_of_stdout() -> None:
     """Spare the interpreter an attempt at its end to write what cannot be written."""
-    stdout = sys.stdout
-    if stdout is None:  # closed before we were started
-        return
     try:
-        stdout.flush()
+        sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

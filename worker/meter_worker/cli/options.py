@@ -61,7 +61,8 @@ def settings_from(config: str | None, *, delivers: bool = False, **options: str 
         return Settings.load(config=config, delivers=delivers, **given)
     except InvalidSetting as error:
         for field, value in options.items():
-            if value is not None and f"({field})" in str(error):
+            # The message begins with the one that is wrong, and may name others.
+            if value is not None and str(error).startswith(f"METER_{field.upper()} "):
                 raise click.BadParameter(
                     str(error), param_hint=f"'{_option_name(field)}'"
                 ) from error

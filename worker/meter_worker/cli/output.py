@@ -81,9 +81,10 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print names and values, one a line."""
-    width = max(_width(name) for name, _ in fields)
-    for name, value in fields:
-        click.echo(f"{name}{' ' * (width - _width(name))}  {escaped(str(value))}".rstrip())
+    shown = [(escaped(name), escaped(str(value))) for name, value in fields]
+    width = max(_width(name) for name, _ in shown)
+    for name, value in shown:
+        click.echo(f"{name}{' ' * (width - _width(name))}  {value}".rstrip())
 
 
 def counted(number: int, noun: str) -> str:
