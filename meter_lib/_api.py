@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from meter_lib.client import MeterClient
-from meter_lib.errors import OutboxUnavailable
+from meter_lib.errors import InvalidSetting, OutboxUnavailable
 from meter_lib.settings import outbox_in_environment
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def post_meter_usage(
     returns a receipt, the event is on the disk and will be delivered, once for billing.
 
     Returns None, and logs the reason at ERROR, where the outbox cannot take the event
-    (disk full, limit reached, locked, unreadable). Raises `InvalidUsage` (a ValueError)
-    or `InvalidUsageType` (a TypeError) for a wrong argument. In all these cases the
-    event is not in the outbox, neither now nor later.
+    (disk full, limit reached, locked, unreadable, or a setting that is refused). Raises
+    `InvalidUsage` (a ValueError) or `InvalidUsageType` (a TypeError) for a wrong
+    argument. In all these cases the event is not in the outbox, neither now nor later.
 
     `kafka_url`, `portal_url` and `api_key` are taken as later releases of the original
     library had them, and not used: the worker that delivers has them from its settings.
@@ -64,7 +64,7 @@ def post_meter_usage(
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
-    except OutboxUnavailable as error:
+    except (OutboxUnavailable, InvalidSetting) as error:
         _logger.error("usage was not recorded: %s", error)
         return None
 

@@ -10,7 +10,7 @@ from meter_lib.errors import InvalidUsage, InvalidUsageType, KeyConflict
 from meter_lib.meters import warn_once_if_unknown
 from meter_lib.opening import open_outbox
 from meter_lib.settings import Settings
-from meter_lib.usage import usage_event, usage_event_from
+from meter_lib.usage import session_event, usage_event, usage_event_from
 
 if TYPE_CHECKING:
     import os
@@ -107,12 +107,12 @@ class MeterClient:
         start. Raises as `post` does; where the start cannot be recorded the block is
         not run.
         """
-        start_time = self._clock.now()
-        started = self.post(tenant_id, device_id, meter_id, start_time=start_time)
+        ids = tenant_id, device_id, meter_id
+        started = self._append([session_event(*ids, start_time=self._clock.now())])
         try:
-            yield started
+            yield started[0]
         finally:
-            self.post(tenant_id, device_id, meter_id, end_time=self._clock.now())
+            self._append([session_event(*ids, end_time=self._clock.now())])
 
     def close(self) -> None:
         """Let go of the outbox. Nothing has to be flushed: every receipt stands for a commit."""

@@ -12,15 +12,20 @@ from meter_lib.errors import OutboxFull, OutboxUnavailable
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["connect", "file_bytes", "sync_folder", "translated"]
+__all__ = ["connect", "translated"]
 
 
 def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connection:
-    """Open an existing file (`mode` is `ro` or `rw`) with what holds for all our connections."""
-    # '?' and '#' would end the path of the URI, '%' would start an escape.
-    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    """Open an existing file with what holds for all our connections.
+
+    `mode` is `rw`, `ro`, or `ro&immutable=1`: the last makes no file beside it, and is
+    for a file that nobody writes meanwhile.
+    """
+    # Escaped byte for byte, it is the file that the system calls by that name, whatever
+    # the name holds and whatever the encoding of file names is.
+    name = "".join("/" if byte == 0x2F else f"%{byte:02x}" for byte in os.fsencode(path))
     connection = sqlite3.connect(
-        f"file:{quoted}?mode={mode}",
+        f"file://{name}?mode={mode}",
         uri=True,
         timeout=timeout_seconds,
         isolation_level=None,
@@ -35,26 +40,12 @@ def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connecti
         # On macOS fsync() leaves data in the drive's cache; these two do not.
         "fullfsync = ON",
         "checkpoint_fullfsync = ON",
+        # What is deleted is zeroed only where that writes no further page: some builds
+        # would write every freed page once more.
+        "secure_delete = FAST",
     ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
-
-
-def sync_folder(folder: str) -> None:
-    """Put the entries of a folder on the disk: a file is only as durable as its name."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_bytes(path: str) -> int:
-    """Return the size of a file, 0 where there is none."""
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
 
 
 @contextlib.contextmanager

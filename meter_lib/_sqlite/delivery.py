@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.ledger import count_in_ledger, forget_keys, sweep_keys
 from meter_lib.outbox import Account, DueEvent, Link
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteDelivery"]
 
-_DAY_MILLISECONDS = 86_400_000
 # A hold that ends later than this was set by a clock that has jumped since: no wait is
 # longer than the hour that Retry-After is capped at.
 _LONGEST_HOLD_MILLISECONDS = 3_600_000
+_FOREVER = 2**63 - 1
+# What settling an event adds to the write-ahead log beside its payload, at most: its page,
+# those of the indexes that it moves between, and that of its row in the ledger.
+_SETTLE_LOG_BYTES = 4096
 
 
 class SqliteDelivery:
@@ -32,15 +36,19 @@ class SqliteDelivery:
     def __init__(self, database: Database, *, remembered_keys: int) -> None:
         self._database = database
         self._remembered_keys = remembered_keys
-        self._outbox_id: str | None = None
+        self._outbox_id = ""
+        # It is of the file that this opening found; the next one may find another.
+        self._outbox_id_of = 0
 
     @property
     def outbox_id(self) -> str:
         """Return the outbox's own name."""
-        if self._outbox_id is None:
+        if not self._outbox_id_of or self._outbox_id_of != self._database.times_opened:
             with self._database.read() as connection:
-                (self._outbox_id,) = connection.execute("SELECT outbox_id FROM outbox").fetchone()
-        return str(self._outbox_id)
+                (outbox_id,) = connection.execute("SELECT outbox_id FROM outbox").fetchone()
+                self._outbox_id = str(outbox_id)
+                self._outbox_id_of = self._database.times_opened
+        return self._outbox_id
 
     def try_hold(self) -> bool:
         """Become the one flusher of this outbox, or return False where another is."""
@@ -54,39 +62,44 @@ class SqliteDelivery:
 
     def due(self, *, now: int, limit: int, max_bytes: int) -> list[DueEvent]:
         """Return what may be delivered now; see `Delivery.due`."""
+        # Nothing is handed out that could not be settled: not where the log is stuck, and not
+        # more than one transaction of a small outbox can hold.
+        self._database.check_room_in_log()
+        limit = min(limit, max(1, self._database.max_log_bytes // (2 * _SETTLE_LOG_BYTES)))
+        max_bytes = min(max_bytes, self._database.max_log_bytes // 2)
         events: list[DueEvent] = []
-        budget = max_bytes
         with self._database.read() as connection:
-            waiting = connection.execute(
-                """
-                SELECT e.seq, e.stream_id, s.tenant_id, s.device_id, s.meter_id,
-                       e.idempotency_key, e.event_time, e.total_usage, e.payload, e.attempts, 0
-                FROM streams AS s
-                JOIN events AS e ON e.stream_id = s.stream_id AND e.state = 'deferred'
-                WHERE s.held_until IS NOT NULL
-                  AND (s.held_until <= :now OR s.held_until > :now + :longest)
-                ORDER BY s.held_until, s.stream_id, e.seq
-                LIMIT :limit
-                """,
-                {"now": now, "longest": _LONGEST_HOLD_MILLISECONDS, "limit": limit},
-            )
-            budget = _take(waiting, events, budget)
-            if budget <= 0 or len(events) >= limit:
-                return events
+            for first, last in ((-_FOREVER, now), (now + _LONGEST_HOLD_MILLISECONDS + 1, _FOREVER)):
+                waiting = connection.execute(
+                    """
+                    SELECT e.seq, e.stream_id, s.tenant_id, s.device_id, s.meter_id,
+                           e.idempotency_key, e.event_time, e.total_usage, e.payload, e.attempts,
+                           0
+                    FROM streams AS s
+                    CROSS JOIN events AS e ON e.stream_id = s.stream_id AND e.state = 'deferred'
+                    WHERE s.held_until BETWEEN ? AND ?
+                    ORDER BY s.held_until, s.stream_id, e.seq
+                    LIMIT ?
+                    """,
+                    (first, last, limit - len(events)),
+                )
+                max_bytes = _take(waiting, events, max_bytes)
+                if max_bytes <= 0 or len(events) >= limit:
+                    return events
             untouched = connection.execute(
                 """
                 SELECT e.seq, e.stream_id, s.tenant_id, s.device_id, s.meter_id,
                        e.idempotency_key, e.event_time, e.total_usage, e.payload, e.attempts,
                        s.held_until IS NOT NULL
                 FROM events AS e
-                JOIN streams AS s ON s.stream_id = e.stream_id
+                CROSS JOIN streams AS s ON s.stream_id = e.stream_id
                 WHERE e.seq > (SELECT frontier FROM outbox) AND e.state = 'pending'
                 ORDER BY e.seq
-                LIMIT :limit
+                LIMIT ?
                 """,
-                {"limit": limit - len(events)},
+                (limit - len(events),),
             )
-            _take(untouched, events, budget)
+            _take(untouched, events, max_bytes)
         return events
 
     def suspects(self, *, limit: int, proven_only: bool) -> list[DueEvent]:
@@ -133,32 +146,43 @@ class SqliteDelivery:
 
     def queue(self, events: Sequence[DueEvent]) -> None:
         """Put events of held streams behind those that wait; see `Delivery.queue`."""
-        with self._database.write() as connection:
-            _defer(connection, events)
-            for stream_id in {event.stream_id for event in events}:
-                # Should the stream be free by now, it is due at once: 0 lies in the past.
-                connection.execute(
-                    "UPDATE streams SET held_until = 0 WHERE stream_id = ? AND held_until IS NULL",
-                    (stream_id,),
-                )
+        with self._database.write(log_bytes=_log_bytes(events)) as connection:
+            connection.executemany(
+                "UPDATE events SET state = 'deferred' WHERE seq = ? AND state = 'pending'",
+                [(event.seq,) for event in events],
+            )
+            # Should a stream be free by now, it is due at once: 0 lies in the past.
+            connection.executemany(
+                """
+                UPDATE streams SET held_until = 0
+                WHERE stream_id = ? AND held_until IS NULL
+                  AND EXISTS (SELECT 1 FROM events
+                              WHERE events.stream_id = streams.stream_id AND state = 'deferred')
+                """,
+                [(stream_id,) for stream_id in {event.stream_id for event in events}],
+            )
             _advance_frontier(connection)
 
     def settle(self, settlement: Settlement, *, now: int) -> None:
         """Write what became of the events; see `Delivery.settle`."""
-        with self._database.write() as connection:
+        with self._database.write(log_bytes=_log_bytes(_all_of(settlement))) as connection:
             self._deliver(connection, settlement.delivered, now)
-            for event, until, counts in settlement.deferred:
-                connection.execute(
-                    """
-                    UPDATE events SET state = 'deferred', attempts = attempts + ?
-                    WHERE seq = ? AND state <> 'dead'
-                    """,
-                    (int(counts), event.seq),
-                )
-                connection.execute(
-                    "UPDATE streams SET held_until = ? WHERE stream_id = ?",
-                    (until, event.stream_id),
-                )
+            connection.executemany(
+                """
+                UPDATE events SET state = 'deferred', attempts = attempts + ?
+                WHERE seq = ? AND state <> 'dead'
+                """,
+                [(int(counts), event.seq) for event, _, counts in settlement.deferred],
+            )
+            connection.executemany(
+                """
+                UPDATE streams SET held_until = ?
+                WHERE stream_id = ?
+                  AND EXISTS (SELECT 1 FROM events
+                              WHERE events.stream_id = streams.stream_id AND state = 'deferred')
+                """,
+                [(until, event.stream_id) for event, until, _ in settlement.deferred],
+            )
             connection.executemany(
                 "UPDATE events SET state = 'refused' WHERE seq = ? AND state <> 'dead'",
                 [(event.seq,) for event in settlement.refused],
@@ -219,14 +243,8 @@ class SqliteDelivery:
             """,
             {"now": now},
         )
-        connection.execute(
-            """
-            DELETE FROM known_keys
-            WHERE seq <= (SELECT last_seq FROM outbox) - ?
-              AND seq NOT IN (SELECT seq FROM events)
-            """,
-            (self._remembered_keys,),
-        )
+        forget_keys(connection, [event.seq for event in gone])
+        sweep_keys(connection, self._remembered_keys)
 
     # -- links and accounts -----------------------------------------------------------
 
@@ -277,21 +295,33 @@ class SqliteDelivery:
 
 
 def _take(rows: Iterable[tuple[object, ...]], events: list[DueEvent], budget: int) -> int:
-    """Append rows as events until the budget of bytes is spent; return what is left of it."""
+    """Append rows as events while the budget of bytes lasts; return what is left of it.
+
+    The very first event is taken whatever its size.
+    """
     for row in rows:
         event = DueEvent._make(row)
+        size = len(event.payload.encode())
+        if events and size > budget:
+            return 0
         events.append(event)
-        budget -= len(event.payload)
-        if budget <= 0:
-            break
+        budget -= size
     return budget
 
 
-def _defer(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> None:
-    connection.executemany(
-        "UPDATE events SET state = 'deferred' WHERE seq = ? AND state = 'pending'",
-        [(event.seq,) for event in events],
-    )
+def _all_of(settlement: Settlement) -> list[DueEvent]:
+    return [
+        *settlement.delivered,
+        *(deferral.event for deferral in settlement.deferred),
+        *settlement.refused,
+        *settlement.refused_alone,
+        *(burial.event for burial in settlement.buried),
+    ]
+
+
+def _log_bytes(events: Sequence[DueEvent]) -> int:
+    """Return what a change to these events adds to the write-ahead log, at most."""
+    return sum(_SETTLE_LOG_BYTES + len(event.payload.encode()) for event in events)
 
 
 def _free_streams(connection: sqlite3.Connection, settlement: Settlement) -> None:
@@ -323,31 +353,3 @@ def _advance_frontier(connection: sqlite3.Connection) -> None:
             (SELECT max(outbox.frontier, coalesce(max(e.seq), 0)) FROM events AS e))
         """
     )
-
-
-def count_in_ledger(
-    connection: sqlite3.Connection,
-    column: str,
-    events: Iterable[tuple[int, int, int | None]],
-) -> None:
-    """Add (event time, stream, units) to the `delivered` or `removed` columns of the ledger."""
-    sums: dict[tuple[int, int], tuple[int, int]] = {}
-    for event_time, stream_id, units in events:
-        row = (event_time // _DAY_MILLISECONDS, stream_id)
-        events_so_far, units_so_far = sums.get(row, (0, 0))
-        sums[row] = (events_so_far + 1, units_so_far + (units or 0))
-    for (day, stream_id), (count, units) in sums.items():
-        connection.execute(
-            "INSERT OR IGNORE INTO ledger (day, stream_id) VALUES (?, ?)", (day, stream_id)
-        )
-        (before,) = connection.execute(
-            f"SELECT {column}_units FROM ledger WHERE day = ? AND stream_id = ?",  # noqa: S608  # one of two names, both ours
-            (day, stream_id),
-        ).fetchone()
-        connection.execute(
-            f"""
-            UPDATE ledger SET {column}_events = {column}_events + ?, {column}_units = ?
-            WHERE day = ? AND stream_id = ?
-            """,  # noqa: S608  # as above
-            (count, str(int(before) + units), day, stream_id),
-        )

@@ -7,9 +7,12 @@ would drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, 2.2).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
+
+from meter_lib._sqlite.files import create_or_open
 
 __all__ = ["FileLock"]
 
@@ -21,15 +24,13 @@ _LONGEST_NAP_SECONDS = 0.01
 class FileLock:
     """One lock file, held by at most one `FileLock` on the machine."""
 
-    def __init__(self, path: str, *, mode: int) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._mode = mode
         self._descriptor = -1
 
     def _open(self) -> int:
         if self._descriptor < 0:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(self.path, flags, self._mode)
+            self._descriptor = create_or_open(self.path)
         return self._descriptor
 
     def try_acquire(self) -> bool:
@@ -59,10 +60,14 @@ class FileLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def sign(self) -> None:
-        """Write our process id into the file, for `holder` to read. Call it while holding."""
+        """Write our process id into the file, for `holder` to read. Call it while holding.
+
+        On a full disk it stays unsigned: the lock counts, and the name is a courtesy.
+        """
         descriptor = self._open()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
 
     def holder(self) -> int | None:
         """Return the process id that the holder wrote, 0 if none, or None where nobody holds it."""

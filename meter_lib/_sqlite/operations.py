@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.delivery import count_in_ledger
+from meter_lib._sqlite.ledger import count_in_ledger, forget_keys
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
 from meter_migrations import LATEST
 
@@ -21,6 +21,8 @@ __all__ = ["SqliteOperations"]
 # Dead letters read at a time: no read stays open while somebody looks at its rows,
 # or the write-ahead log could not be emptied meanwhile.
 _CHUNK = 500
+# What replaying or removing an event adds to the write-ahead log, the largest one at most.
+_CHANGE_LOG_BYTES = 72 * 1024
 
 
 class SqliteOperations:
@@ -125,8 +127,21 @@ class SqliteOperations:
 
     def replay(self, seqs: Sequence[int], *, now: int) -> int:
         """Make these dead letters due again; see `Operations.replay`."""
+        return sum(self._replay(part, now) for part in self._parts(seqs))
+
+    def purge(self, seqs: Sequence[int]) -> int:
+        """Remove these dead letters for good; see `Operations.purge`."""
+        return sum(self._purge(part) for part in self._parts(seqs))
+
+    def _parts(self, seqs: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Yield the numbers in parts that a transaction can hold within the outbox's limit."""
+        size = max(1, self._database.max_log_bytes // _CHANGE_LOG_BYTES)
+        for start in range(0, len(seqs), size):
+            yield seqs[start : start + size]
+
+    def _replay(self, seqs: Sequence[int], now: int) -> int:
         replayed = 0
-        with self._database.write() as connection:
+        with self._database.write(log_bytes=len(seqs) * _CHANGE_LOG_BYTES) as connection:
             for seq in seqs:
                 # Its stream is held for it, due at once: it goes before what is behind it.
                 changed = connection.execute(
@@ -150,10 +165,9 @@ class SqliteOperations:
             connection.execute("UPDATE outbox SET dead_events = dead_events - ?", (replayed,))
         return replayed
 
-    def purge(self, seqs: Sequence[int]) -> int:
-        """Remove these dead letters for good; see `Operations.purge`."""
+    def _purge(self, seqs: Sequence[int]) -> int:
         removed: list[tuple[int, int, int | None]] = []
-        with self._database.write() as connection:
+        with self._database.write(log_bytes=len(seqs) * _CHANGE_LOG_BYTES) as connection:
             for seq in seqs:
                 row = connection.execute(
                     """
@@ -168,6 +182,7 @@ class SqliteOperations:
                 connection.execute("DELETE FROM events WHERE seq = ?", (seq,))
                 connection.execute("UPDATE outbox SET last_seq = max(last_seq, ?)", (seq,))
             count_in_ledger(connection, "removed", removed)
+            forget_keys(connection, seqs)
             connection.execute(
                 """
                 UPDATE outbox

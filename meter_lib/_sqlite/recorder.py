@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from meter_lib.errors import KeyConflict, OutboxFull
+from meter_lib.errors import KeyConflict
+from meter_lib.usage import digest
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,8 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteRecorder"]
 
-# What a row takes beside its payload, generously.
-_ROW_OVERHEAD_BYTES = 256
+# What goes to the write-ahead log, as pages, at most: of an event so much beside twice its
+# payload (a page may stay half empty); of a key of the caller's own and of a stream, the
+# pages of their indexes that they fall into.
+_ROW_LOG_BYTES = 256
+_KEY_LOG_BYTES = 1200
+_STREAM_LOG_BYTES = 2400
+# A lone event is not measured: none takes more.
+_LARGEST_LOG_BYTES = 144 * 1024
 # Streams whose numbers are remembered, so that a post needs no look-up. A program has
 # a few dozen; one that has more starts over now and then.
 _MOST_REMEMBERED_STREAMS = 4096
@@ -30,13 +37,17 @@ class SqliteRecorder:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._streams: dict[tuple[str, str, str], int] = {}
+        # They are of the file that this opening found; the next one may find another.
+        self._streams_of = 0
 
     def append(self, events: Sequence[UsageEvent], *, now: int) -> list[Receipt]:
         """Record all of `events` or none; see `Recorder.append`."""
-        self._refuse_what_no_commit_can_hold(events)
         receipts: list[Receipt] = []
         new_streams: dict[tuple[str, str, str], int] = {}
-        with self._database.write(capture=True) as connection:
+        with self._database.write(capture=True, log_bytes=_log_bytes(events)) as connection:
+            if self._streams_of != self._database.times_opened:
+                self._streams, self._streams_of = {}, self._database.times_opened
+            streams = self._streams
             seq = _last_seq(connection)
             for index, event in enumerate(events):
                 event_time = event.event_time(now)
@@ -66,28 +77,20 @@ class SqliteRecorder:
                 if event.idempotency_key is not None:
                     connection.execute(
                         """
-                        INSERT INTO known_keys (seq, idempotency_key, fingerprint,
+                        INSERT INTO known_keys (seq, key_digest, fingerprint,
                                                 event_time, timestamp)
                         VALUES (?, ?, ?, ?, ?)
                         """,
-                        (seq, key, event.fingerprint(), event_time, event.timestamp),
+                        (seq, digest(key), event.fingerprint(), event_time, event.timestamp),
                     )
                 receipts.append(
                     {"status": "queued", "idempotency_key": key, "event_time": event_time}
                 )
         # Only now: a number from a transaction that was undone would be wrong.
-        if len(self._streams) + len(new_streams) > _MOST_REMEMBERED_STREAMS:
-            self._streams = {}
-        self._streams.update(new_streams)
+        if len(streams) + len(new_streams) > _MOST_REMEMBERED_STREAMS:
+            streams.clear()
+        streams.update(new_streams)
         return receipts
-
-    def _refuse_what_no_commit_can_hold(self, events: Sequence[UsageEvent]) -> None:
-        size = sum(len(event.payload) + _ROW_OVERHEAD_BYTES for event in events)
-        if len(events) > 1 and size > self._database.max_wal_bytes // 2:
-            raise OutboxFull(
-                f"{len(events)} events of about {size} bytes are too many for one commit: at most "
-                f"an eighth of METER_MAX_BYTES fits; post them in smaller parts"
-            )
 
     def _stream_id(
         self,
@@ -116,6 +119,19 @@ class SqliteRecorder:
         return stream_id
 
 
+def _log_bytes(events: Sequence[UsageEvent]) -> int:
+    """Return what recording these events adds to the write-ahead log, at most."""
+    if len(events) == 1:
+        return _LARGEST_LOG_BYTES
+    streams = {(event.tenant_id, event.device_id, event.meter_id) for event in events}
+    total = len(streams) * _STREAM_LOG_BYTES
+    for event in events:
+        total += _ROW_LOG_BYTES + 2 * len(event.payload.encode())
+        if event.idempotency_key is not None:
+            total += _KEY_LOG_BYTES + 2 * len(event.idempotency_key)
+    return total
+
+
 def _last_seq(connection: sqlite3.Connection) -> int:
     (last_seq,) = connection.execute(
         """
@@ -129,9 +145,9 @@ def _known(connection: sqlite3.Connection, event: UsageEvent, index: int) -> Rec
     """Return the first receipt's twin if the event's own key is known, or raise `KeyConflict`."""
     row = connection.execute(
         """
-        SELECT fingerprint, event_time, timestamp FROM known_keys WHERE idempotency_key = ?
+        SELECT fingerprint, event_time, timestamp FROM known_keys WHERE key_digest = ?
         """,
-        (event.idempotency_key,),
+        (digest(event.idempotency_key or ""),),
     ).fetchone()
     if row is None:
         return None

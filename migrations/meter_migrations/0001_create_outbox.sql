@@ -16,6 +16,8 @@ CREATE TABLE outbox (
     last_seq         INTEGER NOT NULL DEFAULT 0 CHECK (last_seq >= 0),
     -- Every event up to here has been looked at by a flusher: none of them is pending.
     frontier         INTEGER NOT NULL DEFAULT 0 CHECK (frontier >= 0),
+    -- Up to here, the key of an event is forgotten as soon as the event is gone.
+    keys_swept_to    INTEGER NOT NULL DEFAULT 0 CHECK (keys_swept_to >= 0),
     delivered_events INTEGER NOT NULL DEFAULT 0 CHECK (delivered_events >= 0),
     removed_events   INTEGER NOT NULL DEFAULT 0 CHECK (removed_events >= 0),
     dead_events      INTEGER NOT NULL DEFAULT 0 CHECK (dead_events >= 0)
@@ -41,9 +43,6 @@ CREATE TABLE events (
     event_time      INTEGER NOT NULL,
     recorded_at     INTEGER NOT NULL,
     total_usage     INTEGER CHECK (total_usage IS NULL OR total_usage >= 0),
-    -- What the caller said, frozen as JSON at capture; names tenant, device and meter
-    -- itself, so that a row alone is enough to bill it.
-    payload         TEXT    NOT NULL,
     state           TEXT    NOT NULL DEFAULT 'pending',
     -- Verdicts of the backend on this event that asked for another attempt.
     attempts        INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
@@ -52,6 +51,10 @@ CREATE TABLE events (
     reason          TEXT,
     detail          TEXT,
     dead_at         INTEGER,
+    -- What the caller said, frozen as JSON at capture; names tenant, device and meter
+    -- itself, so that a row alone is enough to bill it. Last, because a long one goes to
+    -- pages of its own: what stands before it is read without them.
+    payload         TEXT    NOT NULL,
     CONSTRAINT known_state CHECK (state IN ('pending', 'deferred', 'refused', 'dead')),
     CONSTRAINT dead_if_and_only_if_it_has_a_reason CHECK ((state = 'dead') = (reason IS NOT NULL)),
     CONSTRAINT dead_if_and_only_if_it_has_a_time CHECK ((state = 'dead') = (dead_at IS NOT NULL)),
@@ -64,14 +67,14 @@ CREATE INDEX refused_events ON events (seq) WHERE state = 'refused';
 CREATE INDEX dead_letters ON events (seq) WHERE state = 'dead';
 
 -- The idempotency keys that callers chose themselves, kept beyond delivery so that
--- a repeated post is known again.
+-- a repeated post is known again; as digests, so that they take little and all the same.
 CREATE TABLE known_keys (
-    seq             INTEGER PRIMARY KEY,
-    idempotency_key TEXT    NOT NULL CONSTRAINT one_event_a_key UNIQUE,
-    fingerprint     BLOB    NOT NULL,
-    event_time      INTEGER NOT NULL,
+    seq         INTEGER PRIMARY KEY,
+    key_digest  BLOB    NOT NULL CONSTRAINT one_event_a_key UNIQUE,
+    fingerprint BLOB    NOT NULL,
+    event_time  INTEGER NOT NULL,
     -- The occurrence time as given; null where it was left to us.
-    timestamp       INTEGER
+    timestamp   INTEGER
 );
 
 -- What has left `events`, by the UTC day of its event time. Units are decimal

@@ -83,9 +83,17 @@ def schema_version(connection: sqlite3.Connection) -> int:
 
     Raises `NewerSchemaError` or `ForeignFileError` where it is not ours to open.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # All three of one instant: another process may be making the schema meanwhile.
+    begin = not connection.in_transaction
+    if begin:
+        connection.execute("BEGIN")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if begin and connection.in_transaction:
+            connection.execute("COMMIT")
     if application_id != APPLICATION_ID and (application_id or version or tables):
         raise ForeignFileError("this SQLite file was not made by meter-lib")
     if version > LATEST:

@@ -1,0 +1,962 @@
+"""What every outbox promises, whatever stores it: the port, and nothing but the port."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meter_lib._sqlite import SqliteOutbox
+from meter_lib.errors import KeyConflict
+from meter_lib.outbox import (
+    Account,
+    Burial,
+    DeadLetter,
+    Deferral,
+    DueEvent,
+    Link,
+    OutboxStatus,
+    Selector,
+    Settlement,
+)
+from meter_lib.usage import usage_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
+
+    from meter_lib.outbox import Outbox
+    from meter_lib.usage import UsageEvent
+
+NOON = 1_760_000_000_000
+SECOND = 1_000
+HOUR = 3_600 * SECOND
+DAY = 24 * HOUR
+
+# How each implementation is opened in a folder of the test's own; twice means the same outbox.
+IMPLEMENTATIONS: dict[str, Callable[[Path], Outbox]] = {
+    "sqlite": lambda folder: SqliteOutbox(str(folder / "outbox.db"), max_bytes=64 * 2**20),
+}
+
+
+@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+def open_it(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Generator[Callable[[], Outbox], None, None]:
+    """Open the one outbox of this test, once more at each call."""
+    opened: list[Outbox] = []
+
+    def open_it() -> Outbox:
+        opened.append(IMPLEMENTATIONS[request.param](tmp_path))
+        return opened[-1]
+
+    yield open_it
+    for outbox in opened:
+        outbox.close()
+
+
+@pytest.fixture
+def outbox(open_it: Callable[[], Outbox]) -> Outbox:
+    """An outbox that nothing was recorded in yet."""
+    return open_it()
+
+
+def use(
+    units: int = 1, *, tenant: str = "t", device: str = "d", meter: str = "m", **said: Any
+) -> UsageEvent:
+    """An event of one stream, with what differs."""
+    return usage_event(tenant, device, meter, units, **said)
+
+
+def record(outbox: Outbox, *events: UsageEvent, now: int = NOON) -> list[DueEvent]:
+    """Record the events and return them as they come out."""
+    before = {event.seq for event in everything_due(outbox)}
+    outbox.append(events, now=now)
+    return [event for event in everything_due(outbox) if event.seq not in before]
+
+
+def everything_due(outbox: Outbox, *, now: int = NOON) -> list[DueEvent]:
+    """What is due, without a limit that matters."""
+    return outbox.due(now=now, limit=100_000, max_bytes=2**30)
+
+
+def units_due(outbox: Outbox, *, now: int = NOON) -> list[int | None]:
+    """The units of what is due, in its order."""
+    return [event.total_usage for event in everything_due(outbox, now=now)]
+
+
+def deliver(outbox: Outbox, *events: DueEvent, now: int = NOON) -> None:
+    """Settle these as delivered."""
+    outbox.settle(Settlement(delivered=events), now=now)
+
+
+def defer(outbox: Outbox, *events: DueEvent, until: int, counts: bool = False) -> None:
+    """Settle these as to be tried again."""
+    deferred = [Deferral(event, until, counts) for event in events]
+    outbox.settle(Settlement(deferred=deferred), now=NOON)
+
+
+def bury(outbox: Outbox, *events: DueEvent, reason: str = "rejected", now: int = NOON) -> None:
+    """Settle these as dead letters."""
+    outbox.settle(
+        Settlement(buried=[Burial(event, reason, "it says no") for event in events]), now=now
+    )
+
+
+def refuse_alone(outbox: Outbox, *events: DueEvent) -> None:
+    """Settle these as refused alone."""
+    outbox.settle(Settlement(refused_alone=events), now=NOON)
+
+
+def whereabouts(outbox: Outbox) -> dict[str, int]:
+    """Where the accepted events are."""
+    status = outbox.status()
+    return {
+        "accepted": status.accepted,
+        "pending": status.pending,
+        "dead": status.dead,
+        "delivered": status.delivered,
+        "removed": status.removed,
+    }
+
+
+# -- recording ------------------------------------------------------------------------
+
+
+def test_each_event_has_its_receipt(outbox: Outbox) -> None:
+    """A receipt names the event's key and when it happened, in the order of the events."""
+    receipts = outbox.append(
+        [
+            use(idempotency_key="mine"),
+            use(idempotency_key="timed", timestamp=NOON - DAY),
+            usage_event("t", "d", "m", start_time=NOON - 2, end_time=NOON - 1, idempotency_key="s"),
+        ],
+        now=NOON,
+    )
+    assert receipts == [
+        {"status": "queued", "idempotency_key": "mine", "event_time": NOON},
+        {"status": "queued", "idempotency_key": "timed", "event_time": NOON - DAY},
+        {"status": "queued", "idempotency_key": "s", "event_time": NOON - 1},
+    ]
+
+
+def test_an_event_without_a_key_gets_one_of_its_own(outbox: Outbox) -> None:
+    """Keys that the outbox makes are all different, and are what is delivered."""
+    receipts = outbox.append([use(), use(), use()], now=NOON)
+    keys = [receipt["idempotency_key"] for receipt in receipts]
+    assert len(set(keys)) == 3
+    assert keys == [event.idempotency_key for event in everything_due(outbox)]
+
+
+def test_nothing_recorded_is_no_event(outbox: Outbox) -> None:
+    """Recording an empty list leaves the outbox empty."""
+    assert outbox.append([], now=NOON) == []
+    assert whereabouts(outbox)["accepted"] == 0
+
+
+def test_an_event_comes_out_as_it_went_in(outbox: Outbox) -> None:
+    """Whoever delivers has what the caller said, to the last character."""
+    said = usage_event(
+        "Bäckerei 東京/?#%",
+        "d-1",
+        "page.processed.basic",
+        2**63 - 1,
+        timestamp=NOON - DAY,
+        metadata={"note": 'quoted "x" \\ \n 𝄞', "b": 1.5},
+        idempotency_key="mine",
+    )
+    outbox.append([said], now=NOON)
+    [due] = everything_due(outbox)
+    assert due == DueEvent(
+        seq=1,
+        stream_id=due.stream_id,
+        tenant_id="Bäckerei 東京/?#%",
+        device_id="d-1",
+        meter_id="page.processed.basic",
+        idempotency_key="mine",
+        event_time=NOON - DAY,
+        total_usage=2**63 - 1,
+        payload=said.payload,
+        attempts=0,
+        held=False,
+    )
+
+
+def test_a_session_event_has_no_units(outbox: Outbox) -> None:
+    """An event that only says when use began or ended is kept without units."""
+    outbox.append([usage_event("t", "d", "m", start_time=NOON)], now=NOON + HOUR)
+    [due] = everything_due(outbox)
+    assert (due.total_usage, due.event_time) == (None, NOON)
+
+
+def test_a_clock_that_believes_in_1970_is_believed(outbox: Outbox) -> None:
+    """An event whose time was left to us is recorded whatever our clock says."""
+    assert outbox.append([use(idempotency_key="k")], now=17) == [
+        {"status": "queued", "idempotency_key": "k", "event_time": 17}
+    ]
+    deliver(outbox, *everything_due(outbox), now=18)
+    assert whereabouts(outbox)["delivered"] == 1
+
+
+def test_numbers_have_no_gap(outbox: Outbox, open_it: Callable[[], Outbox]) -> None:
+    """`seq` counts accepted events one by one: refusals, duplicates and deliveries leave no gap."""
+    outbox.append([use(), use(idempotency_key="k")], now=NOON)
+    outbox.append([use(idempotency_key="k")], now=NOON)
+    with pytest.raises(KeyConflict):
+        outbox.append([use(), use(99, idempotency_key="k")], now=NOON)
+    deliver(outbox, *everything_due(outbox))
+    outbox.append([use()], now=NOON)
+    again = open_it()
+    bury(again, *everything_due(again))
+    again.purge([3])
+    again.append([use(), use()], now=NOON)
+    assert [event.seq for event in everything_due(again)] == [4, 5]
+
+
+def test_what_is_recorded_is_there_for_the_next_process(
+    outbox: Outbox, open_it: Callable[[], Outbox]
+) -> None:
+    """Whoever opens the outbox later, or beside, finds what was recorded."""
+    recorded = record(outbox, use(1), use(2))
+    assert everything_due(open_it()) == recorded
+    outbox.close()
+    assert everything_due(open_it()) == recorded
+
+
+# -- keys of the caller's own ---------------------------------------------------------
+
+
+def _leave_pending(outbox: Outbox) -> None:
+    pass
+
+
+def _deliver_all(outbox: Outbox) -> None:
+    deliver(outbox, *everything_due(outbox))
+
+
+def _bury_all(outbox: Outbox) -> None:
+    bury(outbox, *everything_due(outbox))
+
+
+FATES = pytest.mark.parametrize("fate", [_leave_pending, _deliver_all, _bury_all])
+
+
+@FATES
+def test_the_same_event_again_is_a_duplicate(
+    outbox: Outbox, open_it: Callable[[], Outbox], fate: Callable[[Outbox], None]
+) -> None:
+    """A known key with the same content adds nothing, whatever became of the first event."""
+    said = use(5, idempotency_key="k", metadata={"a": "1", "b": "2"})
+    outbox.append([said], now=NOON)
+    fate(outbox)
+    before = whereabouts(outbox)
+    same = use(5, idempotency_key="k", metadata={"b": "2", "a": "1"})
+    assert open_it().append([same], now=NOON + HOUR) == [
+        {"status": "duplicate", "idempotency_key": "k", "event_time": NOON}
+    ]
+    assert whereabouts(outbox) == before
+
+
+@FATES
+@pytest.mark.parametrize(
+    "other",
+    [
+        use(6, idempotency_key="k"),
+        use(5, idempotency_key="k", tenant="other"),
+        use(5, idempotency_key="k", device="other"),
+        use(5, idempotency_key="k", meter="other"),
+        use(5, idempotency_key="k", metadata={"a": "1"}),
+        use(5, idempotency_key="k", start_time=NOON),
+    ],
+    ids=["units", "tenant", "device", "meter", "metadata", "time"],
+)
+def test_a_known_key_with_other_content_is_a_conflict(
+    outbox: Outbox, fate: Callable[[Outbox], None], other: UsageEvent
+) -> None:
+    """A known key never stands for two contents, whatever became of the first event."""
+    outbox.append([use(5, idempotency_key="k")], now=NOON)
+    fate(outbox)
+    before = whereabouts(outbox)
+    with pytest.raises(KeyConflict, match="'k'"):
+        outbox.append([other], now=NOON)
+    assert whereabouts(outbox) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [
+        (None, None, "duplicate"),
+        (NOON, None, "duplicate"),
+        (None, NOON, "duplicate"),
+        (NOON, NOON, "duplicate"),
+        (NOON, NOON + 1, "conflict"),
+    ],
+)
+def test_a_time_that_was_left_to_us_is_no_content(
+    outbox: Outbox, first: int | None, second: int | None, status: str
+) -> None:
+    """Only two explicit times that differ make two contents; the first event's time stands."""
+    outbox.append([use(idempotency_key="k", timestamp=first)], now=NOON)
+    again = use(idempotency_key="k", timestamp=second)
+    if status == "conflict":
+        with pytest.raises(KeyConflict):
+            outbox.append([again], now=NOON + HOUR)
+    else:
+        assert outbox.append([again], now=NOON + HOUR) == [
+            {"status": "duplicate", "idempotency_key": "k", "event_time": NOON}
+        ]
+
+
+def test_a_key_may_come_twice_in_one_commit(outbox: Outbox) -> None:
+    """Within one list, too, the second event of a key is a duplicate."""
+    receipts = outbox.append([use(idempotency_key="k"), use(idempotency_key="k")], now=NOON)
+    assert [receipt["status"] for receipt in receipts] == ["queued", "duplicate"]
+    assert whereabouts(outbox)["accepted"] == 1
+
+
+def test_a_conflict_undoes_the_whole_list(outbox: Outbox) -> None:
+    """All or none: one conflict, named by its index, keeps the events around it out too."""
+    outbox.append([use(1, idempotency_key="k")], now=NOON)
+    with pytest.raises(KeyConflict) as conflict:
+        outbox.append(
+            [use(2), use(3, tenant="new", idempotency_key="new"), use(4, idempotency_key="k")],
+            now=NOON,
+        )
+    assert conflict.value.index == 2
+    assert units_due(outbox) == [1]
+    receipts = outbox.append([use(5, tenant="new", idempotency_key="new")], now=NOON)
+    assert receipts[0]["status"] == "queued"
+    assert units_due(outbox) == [1, 5]
+
+
+# -- what is due ----------------------------------------------------------------------
+
+
+def test_events_are_due_oldest_first(outbox: Outbox) -> None:
+    """Events are due in the order they were recorded, until `limit`."""
+    record(outbox, *[use(units, device=f"d{units % 2}") for units in range(6)])
+    assert units_due(outbox) == [0, 1, 2, 3, 4, 5]
+    assert [event.total_usage for event in outbox.due(now=NOON, limit=4, max_bytes=2**20)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_what_is_due_fits_the_bytes_asked_for(outbox: Outbox) -> None:
+    """Payloads stay within `max_bytes`, counted in bytes; only the first may be larger than it."""
+    sizes = [
+        len(event.payload.encode())
+        for event in record(outbox, *[use(metadata={"x": "é" * 100})] * 3)
+    ]
+
+    def due_within(max_bytes: int) -> int:
+        return len(outbox.due(now=NOON, limit=10, max_bytes=max_bytes))
+
+    assert [
+        due_within(1),
+        due_within(sizes[0]),
+        due_within(sum(sizes[:2]) - 1),
+        due_within(sum(sizes[:2])),
+        due_within(sum(sizes)),
+    ] == [1, 1, 1, 2, 3]
+
+
+def test_events_that_wait_count_as_bytes_too(outbox: Outbox) -> None:
+    """The bytes asked for hold for both kinds together: those set aside and those untouched."""
+    first, second = record(outbox, use(1, device="a"), use(2, device="b"))
+    defer(outbox, first, until=NOON)
+    size = len(first.payload.encode())
+    assert [event.seq for event in outbox.due(now=NOON, limit=9, max_bytes=size)] == [first.seq]
+    assert [event.seq for event in outbox.due(now=NOON, limit=9, max_bytes=2 * size)] == [
+        first.seq,
+        second.seq,
+    ]
+
+
+def test_looking_changes_nothing(outbox: Outbox) -> None:
+    """Whatever is due stays due until it is settled."""
+    record(outbox, use(1), use(2))
+    assert everything_due(outbox) == everything_due(outbox)
+
+
+def test_an_empty_outbox_has_nothing_to_do(outbox: Outbox) -> None:
+    """Before the first event nothing is due, held, suspected or dead."""
+    assert (
+        everything_due(outbox),
+        outbox.suspects(limit=9, proven_only=False),
+        outbox.next_due_at(),
+        list(outbox.dead_letters(Selector())),
+    ) == ([], [], None, [])
+
+
+# -- delivered ------------------------------------------------------------------------
+
+
+def test_what_is_delivered_is_gone_and_counted(outbox: Outbox) -> None:
+    """A delivered event is never due again; others stay."""
+    first, second, third = record(outbox, use(1), use(2), use(3))
+    deliver(outbox, first, third)
+    assert everything_due(outbox) == [second]
+    assert whereabouts(outbox) == {
+        "accepted": 3,
+        "pending": 1,
+        "dead": 0,
+        "delivered": 2,
+        "removed": 0,
+    }
+
+
+def test_settling_twice_counts_once(outbox: Outbox) -> None:
+    """An acknowledgement that comes twice is one delivery."""
+    events = record(outbox, use(), use())
+    deliver(outbox, *events)
+    deliver(outbox, *events)
+    assert whereabouts(outbox)["delivered"] == 2
+
+
+def test_an_empty_settlement_changes_nothing(outbox: Outbox) -> None:
+    """Where nothing was decided, nothing is written."""
+    recorded = record(outbox, use())
+    before = outbox.status()
+    outbox.settle(Settlement(), now=NOON)
+    assert (everything_due(outbox), outbox.status()) == (recorded, before)
+
+
+# -- deferred: a stream waits ---------------------------------------------------------
+
+
+def test_a_deferred_event_waits_for_its_instant(outbox: Outbox) -> None:
+    """It is due again from that instant on, and not before."""
+    [event] = record(outbox, use())
+    defer(outbox, event, until=NOON + 5)
+    assert (
+        everything_due(outbox, now=NOON + 4),
+        everything_due(outbox, now=NOON + 5),
+        outbox.next_due_at(),
+    ) == ([], [event], NOON + 5)
+
+
+def test_only_a_verdict_on_the_event_counts_against_it(outbox: Outbox) -> None:
+    """`attempts` counts the backend's verdicts on this event, never an outage."""
+    [event] = record(outbox, use())
+    for counted in (True, False, True, False):
+        defer(outbox, event, until=NOON, counts=counted)
+    [event] = everything_due(outbox)
+    assert event.attempts == 2
+
+
+def test_a_wait_holds_its_stream_and_no_other(outbox: Outbox) -> None:
+    """Later events of the stream come flagged, to be queued; other streams go on."""
+    first, _, _ = record(outbox, use(1, device="a"), use(2, device="a"), use(3, device="b"))
+    defer(outbox, first, until=NOON + 5)
+    assert [(event.total_usage, bool(event.held)) for event in everything_due(outbox)] == [
+        (2, True),
+        (3, False),
+    ]
+
+
+def test_a_stream_is_tenant_device_and_meter(outbox: Outbox) -> None:
+    """A wait of one meter does not hold the others of the same device, nor other tenants."""
+    first, *_ = record(
+        outbox, use(1), use(2, tenant="other"), use(3, device="other"), use(4, meter="other")
+    )
+    defer(outbox, first, until=NOON + 5)
+    assert [(event.total_usage, bool(event.held)) for event in everything_due(outbox)] == [
+        (2, False),
+        (3, False),
+        (4, False),
+    ]
+
+
+def test_queued_events_keep_their_place_in_the_stream(outbox: Outbox) -> None:
+    """After the wait a stream is due in the order in which it was recorded."""
+    first, *_ = record(outbox, *[use(units) for units in range(1, 5)])
+    defer(outbox, first, until=NOON + 5)
+    outbox.queue([event for event in everything_due(outbox) if event.held])
+    assert everything_due(outbox) == []
+    assert units_due(outbox, now=NOON + 5) == [1, 2, 3, 4]
+    record(outbox, use(5))
+    outbox.queue([event for event in everything_due(outbox) if event.held])
+    assert units_due(outbox, now=NOON + 5) == [1, 2, 3, 4, 5]
+
+
+def test_queueing_behind_nobody_means_due_at_once(outbox: Outbox) -> None:
+    """Should the stream have come free meanwhile, what was queued is due without a wait."""
+    events = record(outbox, use(1), use(2))
+    outbox.queue(events)
+    assert units_due(outbox) == [1, 2]
+
+
+def test_queueing_what_is_gone_holds_nobody(outbox: Outbox) -> None:
+    """Events that were settled meanwhile leave no hold behind."""
+    events = record(outbox, use(1), use(2))
+    deliver(outbox, *events)
+    outbox.queue(events)
+    assert (outbox.next_due_at(), outbox.status().held_streams) == (None, 0)
+
+
+def test_deferring_what_is_gone_holds_nobody(outbox: Outbox) -> None:
+    """A verdict on an event that was settled meanwhile is no reason to wait."""
+    [event] = record(outbox, use())
+    deliver(outbox, event)
+    defer(outbox, event, until=NOON + 5)
+    assert (outbox.next_due_at(), outbox.status().held_streams) == (None, 0)
+
+
+@pytest.mark.parametrize("fate", ["delivered", "refused", "refused_alone", "buried"])
+def test_the_last_one_to_leave_frees_the_stream(outbox: Outbox, fate: str) -> None:
+    """A stream is held for as long as one of its events waits, and no longer."""
+    first, second = record(outbox, use(1), use(2))
+    defer(outbox, first, second, until=NOON)
+    for event, held in ((first, 1), (second, 0)):
+        gone: Sequence[Any] = [Burial(event, "r", "d")] if fate == "buried" else [event]
+        outbox.settle(Settlement(**{fate: gone}), now=NOON)
+        assert outbox.status().held_streams == held
+    outbox.append([use(3)], now=NOON)
+    assert [(event.total_usage, bool(event.held)) for event in everything_due(outbox)] == [
+        (3, False)
+    ]
+
+
+def test_the_next_stream_that_is_due_is_known(outbox: Outbox) -> None:
+    """`next_due_at` is the earliest instant among the held streams."""
+    first, second = record(outbox, use(device="a"), use(device="b"))
+    defer(outbox, first, until=NOON + 9)
+    defer(outbox, second, until=NOON + 5)
+    assert outbox.next_due_at() == NOON + 5
+    deliver(outbox, second)
+    assert outbox.next_due_at() == NOON + 9
+
+
+def test_a_wait_set_by_a_clock_that_was_wrong_is_not_served(outbox: Outbox) -> None:
+    """No wait is longer than an hour: one that seems so was set by a clock that jumped since."""
+    [event] = record(outbox, use())
+    defer(outbox, event, until=NOON + HOUR)
+    assert everything_due(outbox, now=NOON) == []
+    assert everything_due(outbox, now=NOON - 1) == [event]
+
+
+def test_one_tenants_heap_does_not_crowd_out_another(outbox: Outbox) -> None:
+    """However many events of one tenant wait, those of another are within the next few."""
+    heap = record(outbox, *[use(tenant="stuck") for _ in range(50)])
+    defer(outbox, *heap, until=NOON + 5)
+    record(outbox, use(7, tenant="fine"))
+    assert [event.total_usage for event in outbox.due(now=NOON, limit=1, max_bytes=1)] == [7]
+
+
+# -- refused: not yet known whether for good ------------------------------------------
+
+
+def test_a_refused_event_waits_to_be_asked_about_alone(outbox: Outbox) -> None:
+    """It is pending, a suspect and not due, and does not hold its stream."""
+    first, second = record(outbox, use(1), use(2))
+    outbox.settle(Settlement(refused=[first]), now=NOON)
+    assert (
+        everything_due(outbox),
+        outbox.suspects(limit=9, proven_only=True),
+        outbox.refused_before(first),
+        outbox.status().refused,
+        outbox.status().pending,
+    ) == ([second], [first], False, 1, 2)
+
+
+def test_a_lone_refusal_condemns_only_after_a_delivery(outbox: Outbox) -> None:
+    """Refused alone, another one accepted after that: only then the next refusal is the last."""
+    first, second = record(outbox, use(1), use(2))
+    refuse_alone(outbox, first)
+    assert (
+        outbox.suspects(limit=9, proven_only=True),
+        outbox.suspects(limit=9, proven_only=False),
+        outbox.refused_before(first),
+    ) == ([], [first], False)
+    deliver(outbox, second)
+    assert (outbox.suspects(limit=9, proven_only=True), outbox.refused_before(first)) == (
+        [first],
+        True,
+    )
+
+
+def test_the_first_lone_refusal_is_the_one_that_counts(outbox: Outbox) -> None:
+    """Asked about again and refused again, an event keeps what was proven before."""
+    first, second = record(outbox, use(1), use(2))
+    refuse_alone(outbox, first)
+    deliver(outbox, second)
+    refuse_alone(outbox, first)
+    assert outbox.refused_before(first)
+
+
+def test_suspects_come_oldest_first(outbox: Outbox) -> None:
+    """Suspects come in the order they were recorded, until `limit`."""
+    events = record(outbox, use(1), use(2), use(3))
+    outbox.settle(Settlement(refused=events[::-1]), now=NOON)
+    assert outbox.suspects(limit=2, proven_only=True) == events[:2]
+
+
+@pytest.mark.parametrize("fate", [deliver, bury])
+def test_a_suspect_can_go_either_way(outbox: Outbox, fate: Callable[..., None]) -> None:
+    """A refused event is delivered or becomes a dead letter like any other."""
+    [event] = record(outbox, use())
+    refuse_alone(outbox, event)
+    fate(outbox, event)
+    status = outbox.status()
+    assert (
+        outbox.suspects(limit=9, proven_only=False),
+        status.refused,
+        status.delivered + status.dead,
+    ) == ([], 0, 1)
+
+
+# -- dead letters ---------------------------------------------------------------------
+
+
+def test_a_dead_letter_tells_everything(outbox: Outbox) -> None:
+    """What was said, under which key, why it is dead and since when: nothing is lost."""
+    said = use(7, tenant="Ä", timestamp=NOON - DAY, idempotency_key="k")
+    [event] = record(outbox, said)
+    defer(outbox, event, until=NOON, counts=True)
+    outbox.settle(Settlement(buried=[Burial(event, "rejected", "42201: no")]), now=NOON + 1)
+    assert list(outbox.dead_letters(Selector())) == [
+        DeadLetter(
+            seq=event.seq,
+            tenant_id="Ä",
+            device_id="d",
+            meter_id="m",
+            idempotency_key="k",
+            event_time=NOON - DAY,
+            payload=said.payload,
+            attempts=1,
+            reason="rejected",
+            detail="42201: no",
+            dead_at=NOON + 1,
+        )
+    ]
+    assert everything_due(outbox) == []
+    assert whereabouts(outbox) == {
+        "accepted": 1,
+        "pending": 0,
+        "dead": 1,
+        "delivered": 0,
+        "removed": 0,
+    }
+
+
+def test_the_dead_stay_dead(outbox: Outbox) -> None:
+    """A late verdict on a dead letter changes nothing: only an operator brings it back."""
+    [event] = record(outbox, use())
+    bury(outbox, event)
+    before = list(outbox.dead_letters(Selector()))
+    deliver(outbox, event)
+    defer(outbox, event, until=NOON)
+    refuse_alone(outbox, event)
+    outbox.settle(Settlement(refused=[event]), now=NOON)
+    bury(outbox, event, reason="other")
+    outbox.queue([event])
+    assert list(outbox.dead_letters(Selector())) == before
+    assert everything_due(outbox) == []
+    assert whereabouts(outbox) == {
+        "accepted": 1,
+        "pending": 0,
+        "dead": 1,
+        "delivered": 0,
+        "removed": 0,
+    }
+
+
+@pytest.fixture
+def graveyard(outbox: Outbox) -> Outbox:
+    """Five dead letters with the keys k1 to k5, and one event that is pending."""
+    events = record(
+        outbox,
+        use(1, tenant="a", idempotency_key="k1", timestamp=NOON),
+        use(2, tenant="a", device="x", idempotency_key="k2", timestamp=NOON + 1),
+        use(3, tenant="b", meter="y", idempotency_key="k3", timestamp=NOON + 2),
+        use(4, tenant="b", idempotency_key="k4", timestamp=NOON + 3),
+        use(5, tenant="b", idempotency_key="k5", timestamp=NOON - 1),
+        use(6, tenant="a", idempotency_key="k6", timestamp=NOON),
+    )
+    bury(outbox, *events[:3])
+    bury(outbox, *events[3:5], reason="too_large")
+    return outbox
+
+
+@pytest.mark.parametrize(
+    ("selector", "keys"),
+    [
+        (Selector(), ["k1", "k2", "k3", "k4", "k5"]),
+        (Selector(keys=["k4", "k2", "nobody's"]), ["k2", "k4"]),
+        (Selector(keys=["k6"]), []),
+        (Selector(tenant_id="a"), ["k1", "k2"]),
+        (Selector(device_id="x"), ["k2"]),
+        (Selector(meter_id="y"), ["k3"]),
+        (Selector(reason="too_large"), ["k4", "k5"]),
+        (Selector(since=NOON + 1), ["k2", "k3", "k4"]),
+        (Selector(until=NOON + 1), ["k1", "k5"]),
+        (Selector(since=NOON, until=NOON + 2), ["k1", "k2"]),
+        (Selector(limit=2), ["k1", "k2"]),
+        (Selector(limit=0), []),
+        (Selector(tenant_id="b", reason="rejected", limit=9), ["k3"]),
+        (Selector(tenant_id="nobody"), []),
+    ],
+)
+def test_dead_letters_are_selected_by_everything_that_is_given(
+    graveyard: Outbox, selector: Selector, keys: list[str]
+) -> None:
+    """A selector means the dead letters that fit all of it, oldest first."""
+    assert [dead.idempotency_key for dead in graveyard.dead_letters(selector)] == keys
+
+
+def test_any_number_of_dead_letters_can_be_read(outbox: Outbox) -> None:
+    """However many there are, each is yielded once and in order; so, too, up to a limit."""
+    events = record(outbox, *[use(units) for units in range(1_300)])
+    bury(outbox, *events)
+    seqs = [event.seq for event in events]
+    assert [dead.seq for dead in outbox.dead_letters(Selector())] == seqs
+    assert [dead.seq for dead in outbox.dead_letters(Selector(limit=1_001))] == seqs[:1_001]
+
+
+def test_dead_letters_can_be_settled_while_they_are_read(outbox: Outbox) -> None:
+    """Whoever goes through the dead letters may replay or remove them one by one."""
+    events = record(outbox, *[use(units) for units in range(1_001)])
+    bury(outbox, *events)
+    removed = [outbox.purge([dead.seq]) for dead in outbox.dead_letters(Selector())]
+    status = outbox.status()
+    assert (sum(removed), status.removed, status.dead) == (1_001, 1_001, 0)
+
+
+def test_a_replayed_event_is_due_again_under_its_key(outbox: Outbox) -> None:
+    """Replay starts over: same key, same content, no attempts, no refusals held against it."""
+    [event] = record(outbox, use(idempotency_key="k"))
+    defer(outbox, event, until=NOON, counts=True)
+    refuse_alone(outbox, event)
+    bury(outbox, event)
+    assert outbox.replay([event.seq], now=NOON + 1) == 1
+    assert everything_due(outbox, now=NOON + 1) == [event]
+    assert (outbox.refused_before(event), list(outbox.dead_letters(Selector()))) == (False, [])
+    assert whereabouts(outbox) == {
+        "accepted": 1,
+        "pending": 1,
+        "dead": 0,
+        "delivered": 0,
+        "removed": 0,
+    }
+
+
+def test_a_replayed_event_goes_before_those_behind_it(outbox: Outbox) -> None:
+    """Within its stream, a replayed event is delivered where it belongs: before later ones."""
+    first, _ = record(outbox, use(1), use(2))
+    bury(outbox, first)
+    outbox.replay([first.seq], now=NOON)
+    due = everything_due(outbox)
+    assert [(event.total_usage, bool(event.held)) for event in due] == [(1, False), (2, True)]
+    outbox.queue(due[1:])
+    assert units_due(outbox) == [1, 2]
+
+
+def test_a_removed_event_is_gone_and_counted(outbox: Outbox) -> None:
+    """Purge removes for good, and says so in the counts."""
+    first, second = record(outbox, use(1), use(2))
+    bury(outbox, first, second)
+    assert outbox.purge([first.seq]) == 1
+    assert [dead.seq for dead in outbox.dead_letters(Selector())] == [second.seq]
+    assert whereabouts(outbox) == {
+        "accepted": 2,
+        "pending": 0,
+        "dead": 1,
+        "delivered": 0,
+        "removed": 1,
+    }
+
+
+def test_operators_steer_dead_letters_only(graveyard: Outbox) -> None:
+    """Replay and purge leave alone what is not dead, unknown, or named twice."""
+    pending = 6
+    assert graveyard.replay([1, 1, pending, 99], now=NOON) == 1
+    assert graveyard.purge([2, 2, 1, pending, 99]) == 1
+    assert whereabouts(graveyard) == {
+        "accepted": 6,
+        "pending": 2,
+        "dead": 3,
+        "delivered": 0,
+        "removed": 1,
+    }
+
+
+def test_many_are_replayed_and_removed_at_once(outbox: Outbox) -> None:
+    """Replay and purge take any number, and return how many there were."""
+    events = record(outbox, *[use(units) for units in range(2_000)])
+    bury(outbox, *events)
+    seqs = [event.seq for event in events]
+    assert outbox.replay(seqs[:1_500], now=NOON) == 1_500
+    assert outbox.purge(seqs) == 500
+    assert units_due(outbox) == list(range(1_500))
+
+
+# -- links and accounts ---------------------------------------------------------------
+
+
+def test_a_link_is_up_until_somebody_says_otherwise(outbox: Outbox) -> None:
+    """Of a link that was never used nothing is known, and nothing is wrong."""
+    assert outbox.link("events") == Link("events")
+
+
+def test_a_link_is_remembered(outbox: Outbox, open_it: Callable[[], Outbox]) -> None:
+    """How it stands with a link survives the process."""
+    down = Link("events", 3, NOON, NOON + 5, NOON - 9, "connection refused", NOON + 1)
+    outbox.set_link(down)
+    outbox.set_link(Link("accounts", last_success_at=NOON))
+    assert open_it().link("events") == down
+    assert open_it().status().links == [Link("accounts", last_success_at=NOON), down]
+
+
+def test_a_delivery_marks_the_link_as_up(outbox: Outbox) -> None:
+    """A success ends the outage; what the last error was stays known."""
+    outbox.set_link(Link("events", 3, NOON, NOON + 5, None, "refused", NOON + 1))
+    deliver(outbox, *record(outbox, use()), now=NOON + 7)
+    assert outbox.link("events") == Link("events", 0, None, None, NOON + 7, "refused", NOON + 1)
+
+
+def test_settling_without_a_delivery_says_nothing_of_the_link(outbox: Outbox) -> None:
+    """Only an accepted event proves that the link is up."""
+    down = Link("events", 3, NOON, NOON + 5, None, "refused", NOON + 1)
+    outbox.set_link(down)
+    [event] = record(outbox, use())
+    defer(outbox, event, until=NOON)
+    bury(outbox, event)
+    assert outbox.link("events") == down
+
+
+@pytest.mark.parametrize("account", [Account('"c-1"', NOON, 0), Account(None, NOON, 2)])
+def test_an_account_is_remembered(
+    outbox: Outbox, open_it: Callable[[], Outbox], account: Account
+) -> None:
+    """The accounts API's last answer for a tenant survives the process; the newest counts."""
+    assert outbox.account("t") is None
+    outbox.set_account("t", Account("7", NOON - 1, 0))
+    outbox.set_account("t", account)
+    outbox.set_account("u", Account("8", NOON, 0))
+    assert open_it().account("t") == account
+
+
+# -- the flusher's hold ---------------------------------------------------------------
+
+
+def test_one_flusher_at_a_time(outbox: Outbox, open_it: Callable[[], Outbox]) -> None:
+    """Whoever holds the outbox keeps others out until it lets go; `holder` says who it is."""
+    other = open_it()
+    assert outbox.holder() is None
+    assert (outbox.try_hold(), outbox.try_hold(), other.try_hold()) == (True, True, False)
+    assert (outbox.holder(), other.holder()) == (os.getpid(), os.getpid())
+    outbox.release()
+    assert (other.holder(), other.try_hold(), outbox.try_hold()) == (None, True, False)
+
+
+def test_closing_lets_go(outbox: Outbox, open_it: Callable[[], Outbox]) -> None:
+    """A closed outbox holds nobody up, and may be closed again."""
+    other = open_it()
+    assert outbox.try_hold()
+    outbox.close()
+    outbox.close()
+    assert (other.holder(), other.try_hold()) == (None, True)
+
+
+def test_letting_go_of_nothing_is_no_error(outbox: Outbox) -> None:
+    """`release` without a hold changes nothing."""
+    outbox.release()
+    assert outbox.holder() is None
+
+
+def test_posts_need_no_hold(outbox: Outbox, open_it: Callable[[], Outbox]) -> None:
+    """While one process delivers, any other records."""
+    assert outbox.try_hold()
+    open_it().append([use()], now=NOON)
+    assert len(everything_due(outbox)) == 1
+
+
+# -- status ---------------------------------------------------------------------------
+
+
+def test_the_status_of_an_empty_outbox(outbox: Outbox) -> None:
+    """Everything is known of an outbox from its first moment on."""
+    status = outbox.status()
+    assert status == OutboxStatus(
+        location=outbox.location,
+        outbox_id=outbox.outbox_id,
+        schema_version=status.schema_version,
+        accepted=0,
+        pending=0,
+        dead=0,
+        delivered=0,
+        removed=0,
+        refused=0,
+        held_streams=0,
+        oldest_recorded_at=None,
+        bytes=status.bytes,
+        next_attempt_at=None,
+        links=[],
+    )
+    assert status.schema_version >= 1
+    assert status.bytes > 0
+
+
+def test_the_status_counts_each_event_once(outbox: Outbox) -> None:
+    """Whatever state it is in, an event is pending, dead, delivered or removed."""
+    events = record(outbox, *[use(units, device=f"d{units}") for units in range(7)])
+    deliver(outbox, events[0], now=NOON + 9)
+    defer(outbox, events[1], until=NOON + 5)
+    outbox.settle(Settlement(refused=[events[2]]), now=NOON)
+    bury(outbox, events[3], events[4])
+    outbox.purge([events[4].seq])
+    status = outbox.status()
+    assert status == OutboxStatus(
+        location=outbox.location,
+        outbox_id=outbox.outbox_id,
+        schema_version=status.schema_version,
+        accepted=7,
+        pending=4,
+        dead=1,
+        delivered=1,
+        removed=1,
+        refused=1,
+        held_streams=1,
+        oldest_recorded_at=NOON,
+        bytes=status.bytes,
+        next_attempt_at=NOON + 5,
+        links=[Link("events", last_success_at=NOON + 9)],
+    )
+
+
+def test_the_oldest_pending_event_is_known_whatever_its_state(outbox: Outbox) -> None:
+    """The age of the backlog is that of its oldest event: set aside, refused or untouched."""
+    for hour in range(4):
+        outbox.append([use(hour, device=f"d{hour}")], now=NOON + hour * HOUR)
+    deferred, refused, dead, _ = everything_due(outbox)
+    defer(outbox, deferred, until=NOON)
+    outbox.settle(Settlement(refused=[refused]), now=NOON)
+    ages = [outbox.status().oldest_recorded_at]
+    for event in (deferred, refused):
+        deliver(outbox, event)
+        ages.append(outbox.status().oldest_recorded_at)
+    bury(outbox, dead)
+    ages.append(outbox.status().oldest_recorded_at)
+    deliver(outbox, *everything_due(outbox))
+    ages.append(outbox.status().oldest_recorded_at)
+    assert ages == [NOON, NOON + HOUR, NOON + 2 * HOUR, NOON + 3 * HOUR, None]
+
+
+def test_the_next_attempt_waits_for_the_link_first(outbox: Outbox) -> None:
+    """While the link is paused no stream is attempted, whenever it would be due."""
+    [event] = record(outbox, use())
+    defer(outbox, event, until=NOON + 5)
+    outbox.set_link(Link("events", 1, NOON, NOON + 60, None, "refused", NOON))
+    assert outbox.status().next_attempt_at == NOON + 60
+
+
+def test_an_outbox_keeps_its_name(outbox: Outbox, open_it: Callable[[], Outbox]) -> None:
+    """`outbox_id` is made with the outbox and never changes."""
+    name = outbox.outbox_id
+    outbox.append([use()], now=NOON)
+    assert name
+    assert (open_it().outbox_id, open_it().status().outbox_id) == (name, name)
