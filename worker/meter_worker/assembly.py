@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from meter_lib.clock import SystemClock
@@ -17,11 +18,26 @@ from meter_worker.retry_policy import RetryPolicy
 if TYPE_CHECKING:
     from meter_lib.settings import Settings
 
-__all__ = ["flush_loop"]
+__all__ = ["NOT_USED_YET", "flush_loop"]
+
+_logger = logging.getLogger("meter_worker")
+
+# Checked like all settings, so that a slip shows at once; no part of this version asks for them.
+NOT_USED_YET = (
+    "dedupe_window",
+    "dialect",
+    "max_in_flight",
+    "rate",
+    "reconnect_spread",
+    "when_full",
+)
 
 
 def flush_loop(settings: Settings) -> FlushLoop:
     """Return the loop that delivers by these settings. Nothing is opened or connected yet."""
+    for field in NOT_USED_YET:
+        if settings.origins[field] != "default":
+            _logger.warning("METER_%s is set, but this version does not use it", field.upper())
     clock = SystemClock()
     outbox = open_outbox(settings)
     policy = RetryPolicy(
@@ -50,7 +66,12 @@ def flush_loop(settings: Settings) -> FlushLoop:
         return LinkKeeper(outbox, name, policy, longest_wait_seconds=settings.backoff_max)
 
     accounts = CustomerAccounts(
-        outbox, accounts_api, link("accounts"), ttl_seconds=settings.account_ttl, clock=clock
+        outbox,
+        accounts_api,
+        link("accounts"),
+        policy,
+        ttl_seconds=settings.account_ttl,
+        clock=clock,
     )
     flusher = Flusher(
         outbox,

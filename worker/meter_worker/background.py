@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from meter_lib.outbox import OutboxStatus
     from meter_worker.flush_loop import FlushLoop
 
 __all__ = ["BackgroundFlusher"]
@@ -38,11 +39,14 @@ class BackgroundFlusher:
         self.settings = (settings or Settings.load()).with_outbox(outbox)
         self._loop: FlushLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Start delivering; return at once. Does nothing where it has been started."""
-        if self._thread is not None and self._thread.is_alive():
+        # A thread that has not yet ended by its `stop` lets go of the outbox before the new one.
+        if self._thread is not None and self._thread.is_alive() and not self._stopped:
             return
+        self._stopped = False
         self._loop = flush_loop(self.settings)
         # A daemon thread: a program that ends without stop() ends, and loses nothing.
         self._thread = threading.Thread(
@@ -58,6 +62,7 @@ class BackgroundFlusher:
         """
         if self._loop is None or self._thread is None:
             return True
+        self._stopped = True
         self._loop.stop()
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -65,7 +70,8 @@ class BackgroundFlusher:
     def flush(self, timeout: float = 60.0) -> bool:
         """Wait until nothing is pending, at most `timeout` seconds; return whether that is so.
 
-        False as well where only events remain that the backend refused.
+        False as well where only events remain that the backend refused, and nothing it
+        accepts shows whether that is for good.
         """
         deadline = time.monotonic() + timeout
         outbox = open_outbox(self.settings)
@@ -74,7 +80,7 @@ class BackgroundFlusher:
                 status = outbox.status()
                 if status.pending == 0:
                     return True
-                if status.pending == status.refused or time.monotonic() >= deadline:
+                if _waits_for_others(status) or time.monotonic() >= deadline:
                     return False
                 time.sleep(_FLUSH_POLL_SECONDS)
         finally:
@@ -91,3 +97,9 @@ class BackgroundFlusher:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _waits_for_others(status: OutboxStatus) -> bool:
+    """Return whether all that is pending was refused, and asking about it again is a while off."""
+    is_down = any(link.name == "events" and link.failures for link in status.links)
+    return is_down and status.pending == status.refused

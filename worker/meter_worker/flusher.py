@@ -5,7 +5,7 @@ What a pass decides by:
 - an outage belongs to the link: it pauses everything and is charged to no event;
 - a wait belongs to a stream: the streams beside it go on;
 - a refusal belongs to an event only once it is proven: refused alone, another one
-  accepted after that, refused alone again.
+  accepted after that, refused alone again. Until then its stream waits, if need be.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from meter_worker.backend import (
     Unavailable,
     Undecided,
 )
+from meter_worker.doubts import Doubts
 from meter_worker.exhaustive import assert_never
 from meter_worker.wire import BODY_OVERHEAD_BYTES, record_text, request_for
 
@@ -48,6 +49,11 @@ _logger = logging.getLogger("meter_worker")
 _REQUESTS_A_PASS = 4
 # Refused events asked about alone in one pass, between two requests that carry many.
 _SUSPECTS_A_PASS = 20
+# Refused events that take turns in being asked about while nothing else is due.
+_SUSPECTS_IN_TURN = 100
+# After a time-out the size of the requests is halved at once, and comes back slowly:
+# each request that is too large costs a whole read time-out.
+_STEPS_TO_FULL_SIZE = 16
 
 
 class Pass(NamedTuple):
@@ -94,19 +100,27 @@ class Flusher:
         self._max_attempts = max_attempts
         # Smaller after a time-out, so that a slow link still moves.
         self._batch_size_now = batch_size
-        # Lone refusals since the backend last accepted anything.
-        self._refusals = 0
+        self._doubts = Doubts()
+        self._turn = 0
+        # What the outbox could not take down: written first of all, before more is sent.
+        self._unwritten: Settlement | None = None
         self._held_streams: set[int] = set()
+        self._suspects: set[int] = set()
         self._delivered = 0
 
     def flush_once(self) -> Pass:
         """Make one pass and return what it did. Raises `OutboxUnavailable`."""
+        self._delivered = 0
+        self._held_streams = set()
+        if self._unwritten is not None:
+            self._settle(self._unwritten)
         now = self._clock.steady()
         paused_until = self._link.paused_until(now)
-        if paused_until is not None:
-            return Pass(next_at=paused_until)
-        self._held_streams = set()
-        self._delivered = 0
+        # A pause for doubts holds up those in doubt only.
+        in_doubt = paused_until is not None and paused_until == self._doubts.ends_at
+        if paused_until is not None and not in_doubt:
+            return Pass(delivered=self._delivered, next_at=paused_until)
+        self._doubts.begin_pass(in_doubt=in_doubt)
         due = self._outbox.due(
             now=now,
             limit=self._batch_size * _REQUESTS_A_PASS,
@@ -115,16 +129,26 @@ class Flusher:
         behind = [event for event in due if event.held]
         if behind:
             self._outbox.queue(behind)
-        ready = self._with_customers([event for event in due if not event.held])
-        suspects = self._with_customers(
-            self._outbox.suspects(limit=_SUSPECTS_A_PASS, proven_only=True)
+        if paused_until is not None:
+            # Out of the way, so that others come into view.
+            self._put_off(self._doubts.to_hold(due), paused_until)
+        ready = self._with_customers(
+            [e for e in due if not e.held and e.stream_id not in self._held_streams]
         )
-        refusals_before = self._refusals
-        link_is_up = self._probe(ready) and self._deliver_all(ready) and self._ask_alone(suspects)
-        if link_is_up and self._refusals > refusals_before:
+        suspects = self._with_customers(
+            self._outbox.suspects(limit=_SUSPECTS_A_PASS, proven_only=True), refused=True
+        )
+        self._suspects = {one.event.seq for one in suspects}
+        link_is_up = (
+            self._probe(ready, in_doubt=in_doubt)
+            and self._deliver_all(ready)
+            and self._ask_alone(suspects)
+        )
+        if link_is_up and self._doubts.last_refusal is not None:
             # Nothing was accepted after the last refusal: is it the event or the backend?
-            self._pause(Unavailable("the backend refused the last event that it was sent"))
-            link_is_up = False
+            outage = Unavailable(f"it refused the last event: {self._doubts.last_refusal}")
+            self._doubts.ends_at = self._link.failed(outage, self._clock.steady())
+        self._put_off(self._doubts.to_free(), self._clock.steady())
         return Pass(
             delivered=self._delivered,
             progressed=link_is_up and bool(due or suspects),
@@ -133,8 +157,11 @@ class Flusher:
 
     # -- what to send -----------------------------------------------------------------
 
-    def _with_customers(self, events: Sequence[DueEvent]) -> list[_Ready]:
-        """Return the events whose customer is known; the others are put off, or buried."""
+    def _with_customers(self, events: Sequence[DueEvent], *, refused: bool = False) -> list[_Ready]:
+        """Return the events whose customer is known; the others are put off, or buried.
+
+        Those that were `refused` hold up nobody: they just stay as they are.
+        """
         ready: list[_Ready] = []
         for tenant_id, theirs in _by_tenant(events).items():
             who = self._accounts.who_pays(tenant_id)
@@ -149,12 +176,14 @@ class Flusher:
                         )
                         for event in theirs
                     )
-                case NoCustomer(misses, detail):
-                    self._settle_unknown_tenant(tenant_id, theirs, misses, detail)
+                case NoCustomer():
+                    if who.misses >= self._max_attempts:
+                        self._give_up_tenant(tenant_id, theirs, who)
+                    elif not refused:
+                        self._put_off(theirs, who.until)
                 case NoAnswer(until):
-                    self._settle(
-                        Settlement(deferred=[Deferral(e, until, counts=False) for e in theirs])
-                    )
+                    if not refused:
+                        self._put_off(theirs, until)
                 case Interrupted():
                     return []
                 case _:
@@ -162,22 +191,17 @@ class Flusher:
         ready.sort(key=lambda one: one.event.seq)
         return ready
 
-    def _settle_unknown_tenant(
-        self, tenant_id: str, events: Sequence[DueEvent], misses: int, detail: str
+    def _give_up_tenant(
+        self, tenant_id: str, events: Sequence[DueEvent], unknown: NoCustomer
     ) -> None:
-        if misses < self._max_attempts:
-            until = self._later(self._policy.wait_seconds(misses))
-            self._settle(Settlement(deferred=[Deferral(e, until, counts=False) for e in events]))
-            _logger.warning(
-                "tenant %r has no customer account (answer %d of %d): its %d events wait",
-                tenant_id,
-                misses,
-                self._max_attempts,
-                len(events),
-            )
-            return
-        self._settle(Settlement(buried=[Burial(e, "customer_not_found", detail) for e in events]))
+        self._settle(
+            Settlement(buried=[Burial(e, "customer_not_found", unknown.detail) for e in events])
+        )
         self._accounts.start_over(tenant_id)
+
+    def _put_off(self, events: Sequence[DueEvent], until: int) -> None:
+        if events:
+            self._settle(Settlement(deferred=[Deferral(e, until, counts=False) for e in events]))
 
     def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
         """Yield the events in requests: one tenant and device each, bounded by count and bytes."""
@@ -185,15 +209,22 @@ class Flusher:
         def device(one: _Ready) -> tuple[str, str]:
             return one.event.tenant_id, one.event.device_id
 
+        def turn(one: _Ready) -> tuple[int, str, str]:
+            return self._doubts.trouble_of(one.event.tenant_id), *device(one)
+
         # sorted() keeps the order within a device.
-        for _, theirs in groupby(sorted(ready, key=device), key=device):
+        for _, theirs in groupby(sorted(ready, key=turn), key=device):
             batch: list[_Ready] = []
             size = BODY_OVERHEAD_BYTES
             for one in theirs:
                 # With its comma; characters beyond ASCII count as what they are in UTF-8.
                 record_size = len(one.record.encode()) + 1
-                full = len(batch) >= self._batch_size_now or size + record_size > self._batch_bytes
-                if batch and full:
+                if batch and (
+                    len(batch) >= self._batch_size_now
+                    or size + record_size > self._batch_bytes
+                    or self._doubts.goes_alone(batch[-1].event)
+                    or self._doubts.goes_alone(one.event)
+                ):
                     yield batch
                     batch, size = [], BODY_OVERHEAD_BYTES
                 batch.append(one)
@@ -203,18 +234,33 @@ class Flusher:
 
     # -- sending; each returns whether the link is up ---------------------------------
 
-    def _probe(self, ready: list[_Ready]) -> bool:
-        """After an outage, send one event first; it is taken out of `ready`."""
+    def _probe(self, ready: list[_Ready], *, in_doubt: bool) -> bool:
+        """After an outage, or while in doubt, send one event first; it is taken out of `ready`."""
         if not self._link.is_down():
             return True
         if ready:
-            return self._deliver([ready.pop(0)])
-        suspects = self._outbox.suspects(limit=1, proven_only=False)
-        for one in self._with_customers(suspects):
-            return self._deliver([one])
-        return True
+            first = min(ready, key=lambda one: self._doubts.turn(one.event))
+            ready.remove(first)
+            if not in_doubt:
+                self._doubts.try_again(first.event)
+            return self._deliver([first])
+        if in_doubt:
+            return True
+        suspects = self._with_customers(
+            self._outbox.suspects(limit=_SUSPECTS_IN_TURN, proven_only=False), refused=True
+        )
+        if not suspects:
+            return True
+        # In turns: the oldest may be refused for ever, and another one be accepted by now.
+        self._turn += 1
+        suspect = suspects[self._turn % len(suspects)]
+        self._suspects.add(suspect.event.seq)
+        return self._deliver([suspect])
 
     def _deliver_all(self, ready: Sequence[_Ready]) -> bool:
+        # To the end of the pass, even if the doubts end before: a stream of which some
+        # events were passed over must not go on with those behind.
+        self._held_streams |= self._doubts.waiting_streams
         return all(self._deliver(batch) for batch in self._batches(ready))
 
     def _ask_alone(self, suspects: Sequence[_Ready]) -> bool:
@@ -222,36 +268,39 @@ class Flusher:
 
     def _deliver(self, batch: Sequence[_Ready]) -> bool:
         # A stream that was told to wait meanwhile must not be overtaken by itself.
-        batch = [one for one in batch if one.event.stream_id not in self._held_streams]
+        batch = [
+            one
+            for one in batch
+            if one.event.stream_id not in self._held_streams or one.event.seq in self._suspects
+        ]
         if not batch:
             return True
-        events = [one.event for one in batch]
-        outcome = self._backend.deliver(request_for(events, [one.record for one in batch]))
+        request = request_for([one.event for one in batch], [one.record for one in batch])
+        outcome = self._backend.deliver(request)
         match outcome:
             case Answered():
-                return self._settle_answer(events, outcome)
+                link_is_up = self._settle_answer(batch, outcome)
             case Refused(reason, detail):
-                if len(batch) == 1:
-                    return self._settle_lone_refusal(events[0], reason, detail)
-                middle = len(batch) // 2
-                return self._deliver(batch[:middle]) and self._deliver(batch[middle:])
+                link_is_up = self._settle_refusal(batch, reason, detail)
             case Unavailable():
+                self._doubts.failed(batch[0].event)
                 self._pause(outcome)
-                return False
+                link_is_up = False
             case Interrupted():
-                return False
+                link_is_up = False
             case _:
-                return assert_never(outcome)
+                assert_never(outcome)
+        return link_is_up
 
     # -- what became of it ------------------------------------------------------------
 
-    def _settle_answer(self, events: Sequence[DueEvent], answer: Answered) -> bool:
+    def _settle_answer(self, batch: Sequence[_Ready], answer: Answered) -> bool:
         delivered: list[DueEvent] = []
         deferred: list[Deferral] = []
-        refused: list[DueEvent] = []
+        rejected: list[tuple[DueEvent, Rejected]] = []
         buried: list[Burial] = []
-        lone_refusal: Rejected | None = None
-        for event, verdict in zip(events, answer.verdicts, strict=True):
+        for one, verdict in zip(batch, answer.verdicts, strict=True):
+            event = one.event
             match verdict:
                 case Delivered():
                     delivered.append(event)
@@ -263,43 +312,51 @@ class Flusher:
                         until = self._later(self._policy.wait_seconds(attempts))
                         deferred.append(Deferral(event, until, counts=True))
                 case Rejected():
-                    if len(events) == 1:
-                        lone_refusal = verdict
-                    else:
-                        refused.append(event)
+                    rejected.append((event, verdict))
                 case Undecided():
                     pass
                 case _:
                     assert_never(verdict)
+        if len(rejected) == len(batch):
+            # Each in its own words, yet the same as to refuse the request.
+            _, (reason, detail) = rejected[0]
+            return self._settle_refusal(batch, reason, detail)
+        refused = [event for event, _ in rejected]
         self._settle(
             Settlement(delivered=delivered, deferred=deferred, refused=refused, buried=buried)
         )
-        if lone_refusal is not None:
-            return self._settle_lone_refusal(events[0], lone_refusal.reason, lone_refusal.detail)
         if answer.outage is not None:
             self._pause(answer.outage)
             return False
         return True
 
-    def _settle_lone_refusal(self, event: DueEvent, reason: str, detail: str) -> bool:
+    def _settle_refusal(self, batch: Sequence[_Ready], reason: str, detail: str) -> bool:
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return self._deliver(batch[:middle]) and self._deliver(batch[middle:])
+        event = batch[0].event
         if self._outbox.refused_before(event):
             self._settle(Settlement(buried=[Burial(event, reason, detail)]))
             return True
         self._settle(Settlement(refused_alone=[event]))
-        self._refusals += 1
-        if self._refusals == 1:
-            # The next event will show whether it is this one or the backend.
+        self._doubts.refused(event, detail, once_more=event.seq in self._suspects)
+        self._held_streams |= self._doubts.waiting_streams
+        if not self._doubts.is_the_backend():
             return True
-        self._pause(Unavailable(f"the backend refuses everything: {detail}"))
+        self._pause(Unavailable(f"it refuses everything: {detail}"))
         return False
 
     def _settle(self, settlement: Settlement) -> None:
+        self._unwritten = settlement
         self._outbox.settle(settlement, now=self._clock.now())
+        self._unwritten = None
         self._held_streams.update(deferral.event.stream_id for deferral in settlement.deferred)
         if settlement.delivered:
             self._delivered += len(settlement.delivered)
-            self._refusals = 0
-            self._batch_size_now = min(self._batch_size, self._batch_size_now * 2)
+            self._doubts.accepted(settlement.delivered)
+            if len(settlement.delivered) >= self._batch_size_now:
+                step = -(-self._batch_size // _STEPS_TO_FULL_SIZE)
+                self._batch_size_now = min(self._batch_size, self._batch_size_now + step)
         for event, reason, detail in settlement.buried:
             _logger.error(
                 "event %s of tenant %r became a dead letter: %s (%s)",

@@ -8,6 +8,7 @@ by a timer when the answer is late, by `interrupt` when we are to stop.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ import urllib3.connectionpool
 from requests.adapters import HTTPAdapter
 
 from meter_lib import __version__
+from meter_worker.verdicts import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,10 +77,10 @@ class HttpLink:
         self._read_timeout = read_timeout
         self._token = token
         self._sockets = _Sockets(read_timeout)
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.auth = self._authorize
         self._session.headers.update({"User-Agent": f"meter-lib/{__version__}"})
-        self._session.verify = ca_bundle or True
+        self._ca_bundle = ca_bundle
         if client_cert is not None:
             self._session.cert = (client_cert, client_key) if client_key else client_cert
         for scheme in ("http://", "https://"):
@@ -100,17 +102,22 @@ class HttpLink:
                 data=body,
                 headers=dict(headers),
                 timeout=(self._connect_timeout, self._read_timeout),
+                # With every request: REQUESTS_CA_BUNDLE in the environment would win otherwise.
+                verify=self._ca_bundle,
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                return Reply(response.status_code, response.headers, _whole_body(response))
+                reply = Reply(response.status_code, response.headers, _whole_body(response))
+            # To whoever reads, a socket that was shut down looks like the end of the answer.
+            self._sockets.check_not_shut_down()
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if self._sockets.interrupted:
                 raise LinkInterrupted from error
-            late = self._sockets.late or isinstance(error, requests.Timeout)
-            raise LinkFailed(self._described(error, late=late), timed_out=late) from error
+            timed_out = self._sockets.late or _timed_out(error)
+            raise LinkFailed(self._described(error), timed_out=timed_out) from error
         finally:
             self._sockets.answered()
+        return reply
 
     def interrupt(self) -> None:
         """Break off what is under way; every further `send` is interrupted at once."""
@@ -118,7 +125,18 @@ class HttpLink:
 
     def without_token(self, body: bytes) -> bytes:
         """Return an answer without our token, should the peer have echoed it."""
-        return body.replace(self._token.encode(), b"***") if self._token else body
+        if self._token is None:
+            return body
+        body = body.replace(self._token.encode(), b"***")
+        if b"\\" not in body:
+            return body
+        # In JSON it may be escaped, character by character: then as it is once that is undone.
+        try:
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            return body
+        token = json.dumps(self._token)[1:-1]
+        return text.replace(token, "***").encode("utf-8", "replace") if token in text else body
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         # Set even without a token: requests would look for a password in ~/.netrc.
@@ -126,16 +144,20 @@ class HttpLink:
             request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
-    def _described(self, error: Exception, *, late: bool) -> str:
-        if late and not isinstance(error, requests.ConnectTimeout):
+    def _described(self, error: Exception) -> str:
+        if self._sockets.late or isinstance(error, requests.ReadTimeout):
             return f"no whole answer within {self._read_timeout:g} s"
-        # The innermost cause is what says "connection refused".
-        cause: BaseException = error
-        while (inner := _inner(cause)) is not None:
-            cause = inner
-        text = str(cause) or type(cause).__name__
-        described = f"{type(error).__name__}: {text}"
-        return self.without_token(described.encode()).decode()
+        cause = _innermost(error)
+        # Of an answer that is no HTTP, the text may hold anything.
+        text = f"{type(error).__name__}: {str(cause) or type(cause).__name__}"
+        return shown(self.without_token(text.encode("utf-8", "replace")))
+
+
+class _Session(requests.Session):
+    """Without redirects: requests reads their body, of any length, and falls over some targets."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Know of none."""
 
 
 class _Sockets:
@@ -146,6 +168,9 @@ class _Sockets:
         self.interrupted = False
         self.late = False
         self._open: set[socket.socket] = set()
+        # Kept apart: of an answer that ends with its connection, the connection counts as
+        # closed while the answer is still being read.
+        self._waiting: socket.socket | None = None
         self._mutex = threading.Lock()
         self._timer: threading.Timer | None = None
 
@@ -161,25 +186,42 @@ class _Sockets:
 
     def sent(self, sock: socket.socket) -> None:
         """Start the time that the whole answer may take."""
-        self.late = False
+        with self._mutex:
+            self._waiting = sock
+            if self.interrupted:
+                _shut_down(sock)
         self._timer = threading.Timer(self.read_timeout, self._give_up, (sock,))
         self._timer.daemon = True
         self._timer.start()
 
     def answered(self) -> None:
+        """End the wait, with an answer or without."""
+        with self._mutex:
+            self._waiting = None
+            self.late = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def check_not_shut_down(self) -> None:
+        """Raise OSError where the socket was shut down under the reader."""
+        if self.late or self.interrupted:
+            raise ConnectionAbortedError("the connection was given up")
 
     def interrupt(self) -> None:
         with self._mutex:
             self.interrupted = True
             for sock in self._open:
                 _shut_down(sock)
+            if self._waiting is not None:
+                _shut_down(self._waiting)
 
     def _give_up(self, sock: socket.socket) -> None:
-        self.late = True
-        _shut_down(sock)
+        with self._mutex:
+            # By now it may be answered, and wait for another answer.
+            if self._waiting is sock and threading.current_thread() is self._timer:
+                self.late = True
+                _shut_down(sock)
 
 
 class _Adapter(HTTPAdapter):
@@ -271,9 +313,16 @@ def _shut_down(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _inner(error: BaseException) -> BaseException | None:
-    """Return the error that this one wraps, wherever its library keeps it."""
+def _timed_out(error: BaseException) -> bool:
+    """Return whether sending or reading took too long; to connect in vain is no matter of size."""
+    if isinstance(error, requests.ConnectTimeout):
+        return False
+    return isinstance(error, requests.Timeout) or isinstance(_innermost(error), TimeoutError)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the error that the others wrap, wherever its library keeps it."""
     for held in (getattr(error, "reason", None), *error.args[:2], error.__cause__):
         if isinstance(held, BaseException):
-            return held
-    return None
+            return _innermost(held)
+    return error

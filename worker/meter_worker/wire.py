@@ -38,10 +38,12 @@ def record_text(event: DueEvent, *, outbox_id: str, customer_id: str) -> str:
 
 def request_for(events: Sequence[DueEvent], records: Sequence[str]) -> Request:
     """Return the request that carries these events, all of one tenant and device."""
-    keys = "\n".join(event.idempotency_key for event in events)
+    tenant_id, device_id = events[0].tenant_id, events[0].device_id
+    # Keys that callers chose may be the same on another device. No id holds a line break.
+    keys = "\n".join([tenant_id, device_id, *(event.idempotency_key for event in events)])
     return Request(
-        tenant_id=events[0].tenant_id,
-        device_id=events[0].device_id,
+        tenant_id=tenant_id,
+        device_id=device_id,
         idempotency_key=hashlib.sha256(keys.encode()).hexdigest()[:32],
         records=records,
     )

@@ -78,7 +78,6 @@ def _settings(folder: str, sandbox: SandboxView, events: int) -> dict[str, str]:
         # Nobody wants to watch a worker being patient.
         "METER_BACKOFF_BASE": "0.2",
         "METER_BACKOFF_MAX": "1",
-        "METER_RECONNECT_SPREAD": "0",
     }
 
 

@@ -1,0 +1,667 @@
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+
+from meter_worker.http_link import HttpLink, LinkFailed, LinkInterrupted
+from meter_worker.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+Serve: TypeAlias = "Callable[[socket.socket], None]"
+Serving: TypeAlias = "Callable[[Serve], RawServer]"
+LinkWith: TypeAlias = "Callable[..., HttpLink]"
+MIB = 1024 * 1024
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+TOKEN = "se/cret+token=1"  # noqa: S105 - nobody's
+
+
+class RawServer:
+    """Accepts connections and hands each to a function, byte by byte."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.connections = 0
+        self._serve = serve
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/path"
+        self._open: list[socket.socket] = []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(connection)
+            threading.Thread(target=self._run, args=(connection,), daemon=True).start()
+
+    def _run(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self._serve(connection)
+
+    def close(self) -> None:
+        """Stop, and cut what is open."""
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._accepting.join(5)
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    """A maker of servers that are closed at the end."""
+    servers: list[RawServer] = []
+
+    def make(serve: Serve) -> RawServer:
+        servers.append(RawServer(serve))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def link_with() -> Iterator[LinkWith]:
+    """A maker of links whose connections are closed at the end."""
+    links: list[HttpLink] = []
+
+    def make(*, read_timeout: float = 10, token: str | None = TOKEN) -> HttpLink:
+        links.append(HttpLink(connect_timeout=5, read_timeout=read_timeout, token=token))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.interrupt()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """Read one request to the end of its body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += received_from(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = 0
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.partition(b":")[2])
+    while len(body) < length:
+        body += received_from(connection)
+    return head + b"\r\n\r\n" + body
+
+
+def received_from(connection: socket.socket) -> bytes:
+    """Read what comes next; the end of the connection is an error."""
+    chunk = connection.recv(65_536)
+    if not chunk:
+        raise ConnectionError
+    return chunk
+
+
+def answering(*answers: bytes) -> Serve:
+    """Serve a connection with these answers, one a request, and leave it open."""
+
+    def serve(connection: socket.socket) -> None:
+        for answer in answers:
+            read_request(connection)
+            connection.sendall(answer)
+        connection.recv(1)
+
+    return serve
+
+
+def silent(connection: socket.socket) -> None:
+    """Take everything and answer nothing."""
+    while connection.recv(65_536):
+        pass
+
+
+def deaf(connection: socket.socket) -> None:
+    """Do not even take what is sent."""
+    del connection
+
+
+def dripping(head: bytes, drop: bytes) -> Serve:
+    """Begin an answer, and go on with a little of it for ever."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(head)
+        while True:
+            connection.sendall(drop)
+            time.sleep(0.02)
+
+    return serve
+
+
+def reset(connection: socket.socket) -> None:
+    """Close so that the peer sees a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def failure(link: HttpLink, url: str, body: bytes = b"{}") -> LinkFailed:
+    """Send a request that must fail."""
+    with pytest.raises(LinkFailed) as caught:
+        link.send("POST", url, headers={}, body=body)
+    return caught.value
+
+
+# Answers
+
+
+def test_an_answer_is_its_status_headers_and_body(serving: Serving, link_with: LinkWith) -> None:
+    """Whatever the status is, the whole answer comes back."""
+    answer = b"HTTP/1.1 418 X\r\nContent-Length: 2\r\nRetry-After: 5\r\n\r\nno"
+    server = serving(answering(answer))
+    reply = link_with().send("POST", server.url, headers={}, body=b"{}")
+
+    assert (reply.status, dict(reply.headers), reply.body) == (
+        418,
+        {"Content-Length": "2", "Retry-After": "5"},
+        b"no",
+    )
+
+
+def test_a_request_goes_out_as_it_was_given(serving: Serving, link_with: LinkWith) -> None:
+    """Method, path, headers and body are sent as they are, with our token and name beside them."""
+    requests: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        requests.append(read_request(connection))
+        connection.sendall(OK)
+
+    server = serving(serve)
+    headers = {"x-tenant-id": "t%C3%A4", "Content-Type": "application/x"}
+    link_with().send("POST", server.url, headers=headers, body=b"\x00{}")
+    head, _, body = requests[0].partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+
+    assert (lines[0], body) == ("POST /path HTTP/1.1", b"\x00{}")
+    assert {
+        "x-tenant-id: t%C3%A4",
+        "Content-Type: application/x",
+        f"Authorization: Bearer {TOKEN}",
+        "Content-Length: 3",
+    } <= set(lines)
+    assert any(line.startswith("User-Agent: meter-lib/") for line in lines)
+
+
+def test_one_connection_serves_many_requests(link_with: LinkWith) -> None:
+    """The connection is kept alive and used again."""
+    with Sandbox() as sandbox:
+        server_seen: set[int] = set()
+        link = link_with()
+        accept = sandbox._backend.outcome
+
+        def outcome(request: object, pause: object) -> object:
+            server_seen.add(threading.get_ident())
+            return accept(request, pause)  # type: ignore[arg-type]  # as it comes
+
+        sandbox._backend.outcome = outcome  # type: ignore[method-assign]  # to watch its threads
+        url = f"{sandbox.url}/v1alpha1/customer-accounts/tenant/t"
+        replies = [link.send("GET", url, headers={}).status for _ in range(5)]
+
+    assert (replies, len(server_seen)) == ([200] * 5, 1)
+
+
+def test_kept_alive_connections_are_used_whatever_was_answered(
+    serving: Serving, link_with: LinkWith
+) -> None:
+    """Errors and redirects do not cost a new connection either, once their body is read."""
+    answers = [
+        b"HTTP/1.1 503 X\r\nContent-Length: 4\r\n\r\nbusy",
+        b"HTTP/1.1 302 X\r\nLocation: http://a/\r\nContent-Length: 5\r\n\r\nthere",
+        b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 204 X\r\n\r\n",
+        OK,
+    ]
+    server = serving(answering(*answers))
+    link = link_with()
+    replies = [link.send("POST", server.url, headers={}, body=b"{}") for _ in answers]
+
+    assert [(reply.status, reply.body) for reply in replies] == [
+        (503, b"busy"),
+        (302, b"there"),
+        (200, b"ok"),
+        (204, b""),
+        (200, b"ok"),
+    ]
+    assert server.connections == 1
+
+
+def test_a_connection_closed_while_idle_is_replaced(serving: Serving, link_with: LinkWith) -> None:
+    """Servers close idle connections; the next request opens another one."""
+    closed = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        connection.shutdown(socket.SHUT_RDWR)
+        closed.set()
+
+    server = serving(serve)
+    link = link_with()
+    link.send("POST", server.url, headers={}, body=b"{}")
+    assert closed.wait(5)
+    reply = link.send("POST", server.url, headers={}, body=b"{}")
+
+    assert (reply.status, server.connections) == (200, 2)
+
+
+def test_a_compressed_answer_is_unpacked(serving: Serving, link_with: LinkWith) -> None:
+    """Gateways compress answers of their own accord."""
+    packed = gzip.compress(b'{"offsets":[]}')
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+    server = serving(answering(head.encode() + packed))
+
+    assert link_with().send("GET", server.url, headers={}).body == b'{"offsets":[]}'
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/elsewhere",
+        "http://127.0.0.1:1/elsewhere",
+        "https://login.example/?next=x",
+        # requests itself falls over these.
+        "http://[",
+        "http://\xff\xfe/",
+        "javascript:alert(1)",
+        "",
+    ],
+)
+def test_a_redirect_is_not_followed(serving: Serving, link_with: LinkWith, location: str) -> None:
+    """A 302 is the answer; its target, however malformed, is never looked at."""
+    answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 4\r\n\r\nmove"
+    server = serving(answering(answer.encode("latin-1")))
+    reply = link_with().send("POST", server.url, headers={}, body=b"{}")
+
+    assert (reply.status, reply.body, server.connections) == (302, b"move", 1)
+
+
+@pytest.mark.parametrize("status", [200, 302, 500])
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_an_answer_over_4_mib_is_refused_before_it_is_in_memory(
+    serving: Serving, link_with: LinkWith, status: int, framing: str
+) -> None:
+    """Whatever sends so much is no proxy: reading ends there, however it is framed."""
+    taken: list[int] = []
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        chunk = b"x" * 65_536
+        head = f"HTTP/1.1 {status} X\r\nLocation: http://a/\r\n"
+        if framing == "length":
+            head += f"Content-Length: {1024 * MIB}\r\n"
+        elif framing == "chunked":
+            head += "Transfer-Encoding: chunked\r\n"
+            chunk = b"10000\r\n" + chunk + b"\r\n"
+        connection.sendall(head.encode() + b"\r\n")
+        try:
+            for sent in range(1, 16 * 1024):
+                connection.sendall(chunk)
+                taken[:] = [sent * 65_536]
+        finally:
+            ended.set()
+
+    server = serving(serve)
+    error = failure(link_with(), server.url)
+
+    assert str(error) == "ContentDecodingError: the answer is longer than 4194304 bytes"
+    assert not error.timed_out
+    assert ended.wait(5)
+    # What had been sent beyond is in the buffers of the two sockets.
+    assert taken[0] < 64 * MIB
+
+
+def test_an_answer_of_4_mib_is_taken(serving: Serving, link_with: LinkWith) -> None:
+    """The limit itself is within the limit."""
+    body = b"x" * (4 * MIB)
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    server = serving(answering(head + body))
+
+    assert link_with().send("GET", server.url, headers={}).body == body
+
+
+# Failures
+
+
+def test_a_refused_connection_is_a_failure_that_says_so(link_with: LinkWith) -> None:
+    """Nobody listens there: that is known at once, and no time-out."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    error = failure(link_with(), f"http://127.0.0.1:{port}/")
+
+    assert str(error).endswith("Connection refused")
+    assert not error.timed_out
+
+
+def test_a_name_that_nobody_knows_is_a_failure(
+    link_with: LinkWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host name without an address is like a host that is away."""
+
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = failure(link_with(), "http://nowhere.invalid/")
+
+    assert str(error).endswith("Name or service not known")
+    assert not error.timed_out
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+@pytest.mark.parametrize("after_request", [True, False])
+def test_a_reset_is_a_failure_whenever_it_comes(
+    serving: Serving, link_with: LinkWith, answer: bytes, after_request: bool
+) -> None:
+    """Before the request was read, after it, or in the middle of the answer."""
+
+    def serve(connection: socket.socket) -> None:
+        if after_request:
+            read_request(connection)
+            connection.sendall(answer)
+        reset(connection)
+
+    error = failure(link_with(), serving(serve).url, body=b"x" * MIB)
+
+    assert str(error)
+    assert not error.timed_out
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x00\x01\x02",
+        b"",
+    ],
+)
+def test_what_is_no_whole_answer_is_a_failure(
+    serving: Serving, link_with: LinkWith, answer: bytes
+) -> None:
+    """Cut short, wrongly framed or no HTTP at all: no answer is made of it."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_WR)
+
+    error = failure(link_with(), serving(serve).url)
+
+    assert str(error).isprintable()
+    assert not error.timed_out
+
+
+# Time-outs
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        pytest.param(silent, id="nothing"),
+        pytest.param(dripping(b"HTTP/1.1 200 OK\r\nX: ", b"a"), id="a header"),
+        pytest.param(dripping(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"), id="headers"),
+        pytest.param(dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), id="interim answers"),
+        pytest.param(
+            dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"a"), id="a body"
+        ),
+        pytest.param(
+            dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+            id="chunks",
+        ),
+        pytest.param(
+            dripping(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"a"),
+            id="a body without an end",
+        ),
+    ],
+)
+def test_the_time_out_is_for_the_whole_answer(
+    serving: Serving, link_with: LinkWith, serve: Serve
+) -> None:
+    """A byte now and then does not prolong it, wherever in the answer it comes."""
+    link = link_with(read_timeout=0.4)
+    began = time.monotonic()
+    error = failure(link, serving(serve).url)
+
+    assert str(error) == "no whole answer within 0.4 s"
+    assert error.timed_out
+    assert time.monotonic() - began < 5
+
+
+def test_a_request_that_cannot_be_sent_in_time_has_timed_out(
+    serving: Serving, link_with: LinkWith
+) -> None:
+    """An uplink too slow for so large a body is a matter of size: the next may be smaller."""
+    error = failure(link_with(read_timeout=0.4), serving(deaf).url, body=b"x" * (32 * MIB))
+
+    assert error.timed_out
+
+
+def test_the_time_to_send_is_not_taken_from_the_time_to_answer(
+    serving: Serving, link_with: LinkWith
+) -> None:
+    """The time for the answer begins with the last byte sent."""
+
+    def serve(connection: socket.socket) -> None:
+        time.sleep(1.2)
+        left = 16 * MIB
+        while left > 0:
+            left -= len(received_from(connection))
+        time.sleep(1.2)
+        connection.sendall(OK)
+
+    link = link_with(read_timeout=2)
+    body = b"x" * (16 * MIB)
+
+    assert link.send("POST", serving(serve).url, headers={}, body=body).status == 200
+
+
+def test_a_failure_after_a_time_out_is_not_a_time_out(
+    serving: Serving, link_with: LinkWith
+) -> None:
+    """Each request is judged by itself."""
+    link = link_with(read_timeout=0.3)
+    server = serving(silent)
+    first = failure(link, server.url)
+    server.close()
+    second = failure(link, server.url)
+
+    assert (first.timed_out, second.timed_out) == (True, False)
+    assert str(second).endswith("Connection refused")
+
+
+def test_a_link_goes_on_after_a_time_out(serving: Serving, link_with: LinkWith) -> None:
+    """The connection is given up, the link is not."""
+    calls: list[int] = []
+
+    def serve(connection: socket.socket) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            silent(connection)
+        read_request(connection)
+        connection.sendall(OK)
+
+    server = serving(serve)
+    link = link_with(read_timeout=0.3)
+    failure(link, server.url)
+
+    assert link.send("POST", server.url, headers={}, body=b"{}").status == 200
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        pytest.param(silent, id="while waiting"),
+        pytest.param(deaf, id="while sending"),
+        pytest.param(dripping(b"HTTP/1.1 200 OK\r\nX: ", b"a"), id="in a header"),
+        pytest.param(dripping(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"), id="in the headers"),
+        pytest.param(
+            dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"a"), id="in the body"
+        ),
+        pytest.param(
+            dripping(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"a"),
+            id="in a body without an end",
+        ),
+    ],
+)
+def test_interrupt_ends_a_request_at_once_wherever_it_is(
+    serving: Serving, link_with: LinkWith, serve: Serve
+) -> None:
+    """From another thread, long before any time-out; every further request likewise."""
+    link = link_with(read_timeout=60)
+    server = serving(serve)
+    ended: list[type[BaseException]] = []
+
+    def send() -> None:
+        try:
+            link.send("POST", server.url, headers={}, body=b"x" * (16 * MIB))
+        except (LinkFailed, LinkInterrupted) as error:
+            ended.append(type(error))
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    sending.join(0.3)
+    assert sending.is_alive()
+
+    link.interrupt()
+    sending.join(10)
+    assert ended == [LinkInterrupted]
+
+    send()
+    assert ended == [LinkInterrupted, LinkInterrupted]
+    assert server.connections == 1
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"Bearer {TOKEN} is what I got\r\n\r\n".encode(),
+        f"\x1b[31mHTTP/{TOKEN} 200 OK\r\n\r\n".encode(),
+        f"HTTP/1.1 {TOKEN} OK\r\n\r\n".encode(),
+        f"HTTP/1.1 200 OK\r\nContent-Encoding: {TOKEN}\r\nContent-Length: {TOKEN}\r\n\r\n".encode(),
+        f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{TOKEN}\r\n".encode(),
+        (TOKEN * 5000).encode() + b"\r\n\r\n",
+    ],
+)
+def test_the_token_is_in_no_error_even_if_the_peer_echoes_it(
+    serving: Serving, link_with: LinkWith, answer: bytes
+) -> None:
+    """Whatever comes back, our credentials are not in the words that are logged and kept."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_WR)
+
+    link = link_with()
+    try:
+        reply = link.send("POST", serving(serve).url, headers={}, body=b"{}")
+    except LinkFailed as error:
+        text = str(error)
+    else:
+        text = link.without_token(reply.body).decode()
+
+    assert TOKEN not in text
+    assert text.isprintable()
+    assert len(text) <= 500
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        TOKEN.encode(),
+        json.dumps({"message": f"Bearer {TOKEN}"}).encode(),
+        # As PHP, .NET and others escape it.
+        json.dumps({"message": TOKEN}).replace("/", "\\/").encode(),
+        json.dumps({"message": TOKEN}).replace("+", "\\u002B").encode(),
+        ('{"message":"' + "".join(f"\\u{ord(c):04x}" for c in TOKEN) + '"}').encode(),
+    ],
+)
+def test_an_answer_is_rid_of_the_token_however_it_is_escaped(
+    link_with: LinkWith, echo: bytes
+) -> None:
+    """An answer that echoes our credentials is not kept with them in it."""
+    answer = link_with().without_token(echo)
+    with contextlib.suppress(ValueError):
+        answer = json.loads(answer)["message"].encode()
+
+    assert answer.removeprefix(b"Bearer ") == b"***"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"\xff\\", b'{"a":"b\\n"}', b'{"offsets":[{"offset":1}]}', b"[" * 9999]
+)
+def test_an_answer_without_the_token_stays_as_it_is(link_with: LinkWith, body: bytes) -> None:
+    """Nothing is changed where nothing has to be hidden."""
+    assert link_with().without_token(body) == body
+    assert link_with(token=None).without_token(body) == body
+
+
+@pytest.mark.parametrize("token", [TOKEN, None])
+def test_passwords_in_netrc_are_not_sent(
+    serving: Serving,
+    link_with: LinkWith,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+) -> None:
+    """A ~/.netrc is for other programs; our own token is sent, or nothing."""
+    (tmp_path / ".netrc").write_text("default login somebody password else\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    heads: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        heads.append(read_request(connection))
+        connection.sendall(OK)
+
+    link_with(token=token).send("GET", serving(serve).url, headers={})
+    sent = [line for line in heads[0].split(b"\r\n") if line.lower().startswith(b"authorization")]
+
+    assert sent == ([] if token is None else [f"Authorization: Bearer {TOKEN}".encode()])
+
+
+def test_our_own_authorities_win_over_those_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving
+) -> None:
+    """REQUESTS_CA_BUNDLE is for programs that were told nothing else."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "of-the-environment.pem"))
+    link = HttpLink(
+        connect_timeout=5, read_timeout=5, ca_bundle=str(tmp_path / "of-the-settings.pem")
+    )
+    error = failure(link, serving(silent).url.replace("http:", "https:"))
+
+    assert "of-the-settings.pem" in str(error)

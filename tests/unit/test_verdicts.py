@@ -1,0 +1,518 @@
+from __future__ import annotations
+
+import email.utils
+import json
+from typing import Any
+
+import pytest
+
+from meter_worker.backend import (
+    AccountFound,
+    AccountUnknown,
+    Answered,
+    Delivered,
+    Refused,
+    Rejected,
+    Retriable,
+    Unavailable,
+    Undecided,
+)
+from meter_worker.verdicts import judge_account, judge_delivery
+
+NOON = 1_759_791_552_000
+LOGIN_PAGE = b"<!DOCTYPE html>\n<html><title>Welcome</title>\x1b[31m</html>"
+GOOD: dict[str, Any] = {"offset": 620, "partition": 2}
+STALE_METADATA = "This request is for a topic or partition that does not exist on this broker."
+TOO_LARGE = (
+    "The server has a configurable maximum message size to avoid unbounded memory allocation"
+)
+
+
+# Outcomes are tuples, so those of two kinds may be equal; told, they are not.
+told = repr
+
+
+def body(*entries: Any) -> bytes:
+    """Write an answer with these entries, as every proxy does."""
+    answer = {"key_schema_id": None, "offsets": list(entries), "value_schema_id": None}
+    return json.dumps(answer).encode()
+
+
+def judged(status: int, answer: bytes, *, sent: int = 1, retry_after: str | None = None) -> Any:
+    """Say what an answer means."""
+    headers = {} if retry_after is None else {"rEtRy-AfTeR": retry_after}
+    return judge_delivery(status, headers, answer, sent=sent, now=NOON)
+
+
+# What counts as delivered
+
+
+@pytest.mark.parametrize("status", [200, 201])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"offset": 620, "partition": 2},
+        {"partition": 0, "offset": 0, "error_code": None, "error": None},
+        {"partition": 0, "offset": 0, "error_code": None, "message": None},
+        # Karapace acknowledges without a place where it did not wait for one.
+        {"partition": 0, "offset": -1},
+        {"partition": 0, "offset": 2**63 - 1, "timestamp": 5},
+    ],
+)
+def test_an_offset_without_an_error_is_a_delivery(status: int, entry: Any) -> None:
+    """The proxies' own words for success, with and without nulls."""
+    assert told(judged(status, body(entry, entry), sent=2)) == told(
+        Answered((Delivered(), Delivered()))
+    )
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b" ",
+        b"null",
+        b"[]",
+        b"{}",
+        b"true",
+        b'"ok"',
+        b'{"offsets":null}',
+        b'{"offsets":{}}',
+        b'{"offsets":"1"}',
+        b'{"offsets":7}',
+        b'{"status":"ok"}',
+        b"Everything is fine.",
+        LOGIN_PAGE,
+        body(),
+        body(GOOD),
+        body(GOOD, GOOD, GOOD),
+        body(GOOD, None),
+        body(GOOD, 7),
+        body(GOOD, []),
+        body(GOOD, "x"),
+        body(GOOD, {}),
+        body(GOOD, {"partition": 0}),
+        body(GOOD, {"offset": None, "partition": 0}),
+        body(GOOD, {"offset": "5", "partition": 0}),
+        body(GOOD, {"offset": 1.5, "partition": 0}),
+        body(GOOD, {"offset": True, "partition": 0}),
+        body(GOOD, {"offset": [], "partition": 0}),
+        body(GOOD, GOOD)[:-1],
+        body(GOOD, GOOD) + b"}",
+        body(GOOD, GOOD).replace(b'"offsets"', b'"error_code":50001,"message":"x","offsets"'),
+        b'{"offsets":[{"offset":1,"partition":0},{"offset":' + b"9" * 5000 + b"}]}",
+        b"[" * 100_000,
+        b'{"offsets":' + b"[" * 100_000,
+        b"\xff\xfe\x00\xd8",
+        b"\x00" * 100,
+    ],
+)
+def test_success_is_nothing_but_one_sound_entry_for_each_record(status: int, answer: bytes) -> None:
+    """Whatever else comes with a 2xx is an outage: no event is delivered, none is to blame."""
+    outcome = judged(status, answer, sent=2)
+
+    assert told(outcome) == told(Unavailable(outcome.detail))
+    assert outcome.detail.startswith(f"HTTP {status}, but ")
+    assert outcome.detail.isprintable()
+    assert len(outcome.detail) < 600
+
+
+# Partial failures
+
+
+@pytest.mark.parametrize("status", [200, 422])
+def test_every_entry_is_read_whatever_the_status(status: int) -> None:
+    """Records fail within a 200 (Confluent, Strimzi) and are stored within a 422 (Karapace)."""
+    answer = body(
+        {"error": STALE_METADATA, "error_code": 2},
+        {"offset": 704, "partition": 0},
+        {"error": TOO_LARGE, "error_code": 1},
+        {"offset": None, "partition": None, "error_code": 50003, "error": "not the leader"},
+    )
+
+    assert told(judged(status, answer, sent=4)) == told(
+        Answered(
+            (
+                Retriable(f"error_code 2: {STALE_METADATA}"),
+                Delivered(),
+                Rejected("too_large", f"error_code 1: {TOO_LARGE}"),
+                Retriable("error_code 50003: not the leader"),
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "verdict"),
+    [
+        # Karapace: 2 can be retried, 1 cannot, save for what its own source calls retriable.
+        (2, STALE_METADATA, Retriable),
+        (1, "timed out waiting to publish message", Retriable),
+        (1, "Timed out while publishing, producer buffer full", Retriable),
+        (1, "Publish message cancelled", Retriable),
+        (1, "KafkaTimeoutError: Timeout after waiting for 60 secs.", Retriable),
+        (1, "This record is not to its broker's taste", Rejected),
+        (1, None, Rejected),
+        (1, TOO_LARGE, "too_large"),
+        # Confluent.
+        (50002, "Kafka error", Rejected),
+        (50003, "Retriable Kafka error", Retriable),
+        (50002, "The message is 2000000 bytes, larger than max.request.size", "too_large"),
+        # Strimzi.
+        (404, "Topic usage-events not present in metadata after 60000 ms.", Retriable),
+        (500, "any error of its producer", Retriable),
+        # Kafka's own numbers, as Redpanda gives them.
+        (3, "unknown topic or partition", Retriable),
+        (6, "not the leader", Retriable),
+        (7, "request timed out", Retriable),
+        (10, None, "too_large"),
+        (18, "record list too large", "too_large"),
+        (17, "invalid topic", Rejected),
+        (87, "invalid record", Rejected),
+        # What nobody has described may well pass.
+        (123456, "?", Retriable),
+        (None, "an error without a code", Retriable),
+        (10**400, "a code that is none", Retriable),
+    ],
+)
+def test_an_error_is_judged_by_its_code_and_words(
+    code: int | None, text: str | None, verdict: Any
+) -> None:
+    """A rejection is what would happen again; everything else is tried again."""
+    [got] = judged(422, body({"error_code": code, "error": text})).verdicts
+
+    if verdict is Retriable:
+        assert told(got) == told(Retriable(got.detail))
+    else:
+        reason = "rejected" if verdict is Rejected else verdict
+        assert told(got) == told(Rejected(reason, got.detail))
+    assert got.detail.startswith(f"error_code {code}"[:100])
+    assert len(got.detail) <= 500
+
+
+def test_the_text_of_an_error_may_be_called_message() -> None:
+    """Strimzi's bridge says `message` where the others say `error`."""
+    assert told(judged(200, body({"error_code": 500, "message": "no"}))) == told(
+        Answered((Retriable("error_code 500: no"),))
+    )
+
+
+@pytest.mark.parametrize("status", [200, 401, 403])
+@pytest.mark.parametrize("code", [29, 31, 53, 58, 40101, 40301])
+def test_missing_rights_at_the_broker_are_an_outage_beside_what_was_stored(
+    status: int, code: int
+) -> None:
+    """Records that the proxy may not write are undecided; those stored beside them are in."""
+    answer = body(GOOD, {"offset": None, "partition": None, "error_code": code, "error": "denied"})
+
+    assert told(judged(status, answer, sent=2)) == told(
+        Answered(
+            (Delivered(), Undecided()),
+            Unavailable(f"the proxy may not write to its broker: error_code {code}: denied"),
+        )
+    )
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 422])
+def test_an_error_status_without_any_error_is_no_success(status: int) -> None:
+    """Success is a 2xx; a refusal whose entries are all sound contradicts itself."""
+    assert told(judged(status, body(GOOD, GOOD), sent=2)) == told(
+        Unavailable(f"HTTP {status}, but no error in any of its offsets entries")
+    )
+
+
+@pytest.mark.parametrize("status", [200, 400, 422])
+@pytest.mark.parametrize("entries", [[], [GOOD], [GOOD] * 3, [{"error_code": 1, "error": "x"}]])
+def test_a_wrong_number_of_entries_leaves_everything_open(status: int, entries: list[Any]) -> None:
+    """Who was stored cannot be known then, so nobody is refused and nobody delivered."""
+    outcome = judged(status, body(*entries), sent=2)
+
+    assert told(outcome) == told(Unavailable(outcome.detail))
+    assert outcome.detail.startswith(
+        f"HTTP {status}, but not the answer of a Kafka REST proxy to 2 records: "
+    )
+
+
+@pytest.mark.parametrize("code", [[], {}, "40301", 1.5, [[[]]], {"a": 1}])
+def test_a_code_that_is_no_number_is_a_garbled_answer(code: Any) -> None:
+    """What cannot be a proxy's error counts against no event."""
+    outcome = judged(422, body(GOOD, {"error_code": code, "error": "x"}), sent=2)
+
+    assert told(outcome) == told(Unavailable(outcome.detail))
+    assert outcome.detail.startswith("HTTP 422, but an offsets entry is ")
+
+
+@pytest.mark.parametrize("text", [7, [], {"a": 1}, True, "\x1b[31mred\r\n" * 500])
+def test_an_error_of_any_shape_makes_a_printable_detail(text: Any) -> None:
+    """A detail is one short printable line, whatever the answer held."""
+    [got] = judged(422, body({"error_code": 2, "error": text})).verdicts
+
+    assert told(got) == told(Retriable(got.detail))
+    assert got.detail.isprintable()
+    assert len(got.detail) <= 500
+
+
+# Refusals as a whole
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "detail"),
+    [
+        (
+            422,
+            b'{"error_code":422,"message":"Invalid request format"}',
+            "HTTP 422: Invalid request format",
+        ),
+        (
+            400,
+            b'{"error_code":400,"message":"Produce record must be an object"}',
+            "HTTP 400: Produce record must be an object",
+        ),
+        (
+            400,
+            b'{"error_code":400,"message":"\'records\' must be an array"}',
+            "HTTP 400: 'records' must be an array",
+        ),
+        (400, b"Invalid request JSON body", "HTTP 400: Invalid request JSON body"),
+        (400, b"Missing request JSON body", "HTTP 400: Missing request JSON body"),
+        (
+            400,
+            b'{"error_code":400,"message":"Malformed request"}',
+            "HTTP 400: Malformed request",
+        ),
+        (
+            400,
+            b"Request body is not valid utf-8",
+            "HTTP 400: Request body is not valid utf-8",
+        ),
+        (
+            400,
+            b'{"error_code":400,"message":"data={...}  is not a base64 string."}',
+            "HTTP 400: data={...} is not a base64 string.",
+        ),
+        (400, b"", "HTTP 400: "),
+        (422, b"\xff\x00\n\x1b", "HTTP 422: \ufffd"),
+    ],
+)
+@pytest.mark.parametrize("sent", [1, 500])
+def test_a_bad_request_is_refused_as_a_whole(
+    status: int, answer: bytes, detail: str, sent: int
+) -> None:
+    """Those checks come before anything is produced: nothing of it was stored."""
+    assert told(judged(status, answer, sent=sent)) == told(Refused("rejected", detail))
+
+
+@pytest.mark.parametrize("sent", [1, 500])
+def test_a_body_too_large_is_refused_as_a_whole(sent: int) -> None:
+    """A 413 says so of the request, and of an event once it is alone."""
+    answer = b'{"error_code":413,"message":"HTTP Request Entity Too Large"}'
+
+    assert told(judged(413, answer, sent=sent)) == told(
+        Refused("too_large", "HTTP 413: HTTP Request Entity Too Large")
+    )
+
+
+# Outages
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "detail"),
+    [
+        # As Karapace was seen to say them.
+        (403, b'{"message":"Forbidden"}', "HTTP 403: Forbidden"),
+        (
+            404,
+            b'{"error_code":40401,"message":"Topic nope not found"}',
+            "HTTP 404: Topic nope not found",
+        ),
+        (
+            404,
+            b'{"error_code":40402,"message":"Partition 77 not found"}',
+            "HTTP 404: Partition 77 not found",
+        ),
+        (404, b"404: Not Found", "HTTP 404: 404: Not Found"),
+        (405, b"405: Method Not Allowed", "HTTP 405: 405: Method Not Allowed"),
+        (
+            406,
+            b'{"error_code":406,"message":"HTTP 406 Not Acceptable"}',
+            "HTTP 406: HTTP 406 Not Acceptable",
+        ),
+        (
+            415,
+            b'{"error_code":415,"message":"HTTP 415 Unsupported Media Type"}',
+            "HTTP 415: HTTP 415 Unsupported Media Type",
+        ),
+        (
+            500,
+            b'{"error_code":500,"message":"partition is not a valid int: abc"}',
+            "HTTP 500: partition is not a valid int: abc",
+        ),
+        (500, b'{"code":500,"message":"Kafka node not ready"}', "HTTP 500: Kafka node not ready"),
+        (503, b'{"message":"Bridge is overloaded"}', "HTTP 503: Bridge is overloaded"),
+        # Others on the way.
+        *((status, b"no", f"HTTP {status}: no") for status in (300, 301, 302, 303, 304, 307, 308)),
+        *((status, b"no", f"HTTP {status}: no") for status in (401, 402, 407, 408, 409, 410, 418)),
+        *((status, b"no", f"HTTP {status}: no") for status in (425, 426, 428, 429, 431, 451)),
+        *((status, b"no", f"HTTP {status}: no") for status in (501, 502, 504, 507, 511, 520, 599)),
+        (100, b"no", "HTTP 100: no"),
+        (999, b"no", "HTTP 999: no"),
+        (502, LOGIN_PAGE, "HTTP 502: <!DOCTYPE html> <html><title>Welcome</title> [31m</html>"),
+        (503, b'{"message":{"a":1}}', 'HTTP 503: {"a": 1}'),
+        (503, b'{"message":null}', 'HTTP 503: {"message":null}'),
+        # Entries say nothing where the proxy has not spoken of records.
+        (500, body(GOOD), "HTTP 500: " + body(GOOD).decode()),
+        (404, body(GOOD), "HTTP 404: " + body(GOOD).decode()),
+        (302, body(GOOD), "HTTP 302: " + body(GOOD).decode()),
+    ],
+)
+def test_every_other_status_is_an_outage(status: int, answer: bytes, detail: str) -> None:
+    """It says nothing of the events: none is delivered and none is refused."""
+    assert told(judged(status, answer)) == told(Unavailable(detail))
+
+
+def http_date(seconds_from_now: int) -> str:
+    """Write an instant as HTTP does."""
+    return email.utils.formatdate(NOON / 1000 + seconds_from_now, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("7", 7),
+        (" 120 ", 120),
+        ("86400", 86_400),
+        ("9" * 400, 999_999_999),
+        (http_date(90), 90),
+        (http_date(0), 0),
+        (http_date(-90), 0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        (http_date(90).replace("GMT", "-0000"), 90),
+        (http_date(90).replace("GMT", "+0100"), 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 251_642_509_247),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float) -> None:
+    """Both forms of RFC 9110 count, relative to our own clock; a date that has passed is now."""
+    assert told(judged(503, b"no", retry_after=value)) == told(
+        Unavailable("HTTP 503: no", float(seconds))
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        " ",
+        "soon",
+        "-5",
+        "1.5",
+        "1e3",
+        "5, 7",
+        "٣",  # a digit, but none of HTTP's
+        "0x10",
+        "Mon, 99 Foo 2025 99:99:99 GMT",
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999",
+        "Mon, 01 Jan " + "9" * 5000,
+        "\x00",
+    ],
+)
+def test_a_garbled_retry_after_asks_for_nothing(value: str) -> None:
+    """What cannot be read is no reason to wait, and none to fall over."""
+    assert told(judged(429, b"no", retry_after=value)) == told(Unavailable("HTTP 429: no"))
+
+
+# Customer accounts
+
+
+def asked(status: int, answer: bytes, *, retry_after: str | None = None) -> Any:
+    """Say what an answer of the accounts API means."""
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return judge_account(status, headers, answer, now=NOON)
+
+
+@pytest.mark.parametrize(
+    ("answer", "customer_id"),
+    [
+        (b'{"id":"cust-1","name":"x"}', '"cust-1"'),
+        (b'[{"id":"cust-1"},{"id":"cust-2"}]', '"cust-1"'),
+        (b'{"id":42}', "42"),
+        (b'{"id":-1}', "-1"),
+        (b'{"id":18446744073709551615}', "18446744073709551615"),
+        ('{"id":"kündin \\"a\\""}'.encode(), '"kündin \\"a\\""'),
+        (b'{"id":"k\\u00fcndin"}', '"kündin"'),
+    ],
+)
+def test_an_account_is_an_object_or_a_list_whose_first_counts(
+    answer: bytes, customer_id: str
+) -> None:
+    """The id is kept as JSON text: numbers stay numbers, text stays text."""
+    assert told(asked(200, answer)) == told(AccountFound(customer_id))
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "detail"),
+    [
+        (200, b"[]", "HTTP 200 with an empty list"),
+        (404, b'{"error_code":404,"message":"No account"}', "HTTP 404: No account"),
+        (404, b"{}", "HTTP 404: {}"),
+    ],
+)
+def test_an_account_is_unknown_by_the_apis_own_word_only(
+    status: int, answer: bytes, detail: str
+) -> None:
+    """An empty list, or a 404 in JSON, is the API itself saying that there is none."""
+    assert told(asked(status, answer)) == told(AccountUnknown(detail))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"null",
+        b"7",
+        b'"cust-1"',
+        b"{}",
+        b'{"id":null}',
+        b'{"id":""}',
+        b'{"id":0}',
+        b'{"id":true}',
+        b'{"id":1.5}',
+        b'{"id":{}}',
+        b'{"id":["a"]}',
+        b"[null]",
+        b"[[]]",
+        b"[{}]",
+        b"[" * 100_000,
+        # JSON can escape half a character, but it can neither be stored nor sent.
+        b'{"id":"\\ud800"}',
+        b'{"id":"' + b"a" * 256 + b'"}',
+        b'{"id":18446744073709551616}',
+        LOGIN_PAGE,
+    ],
+)
+def test_an_answer_without_a_usable_id_is_an_outage(answer: bytes) -> None:
+    """A 200 that names no customer says nothing about the tenant."""
+    outcome = asked(200, answer)
+
+    assert told(outcome) == told(Unavailable(outcome.detail))
+    assert outcome.detail.startswith("HTTP 200, but no account with an id: ")
+    assert outcome.detail.isprintable()
+
+
+@pytest.mark.parametrize("status", [201, 204, 301, 302, 400, 401, 403, 405, 410, 429, 500, 503])
+def test_any_other_status_of_the_accounts_api_is_an_outage(status: int) -> None:
+    """It is waited out, as long as the API asks for; no tenant is to blame."""
+    assert told(asked(status, b'{"id":"cust-1","message":"no"}', retry_after="9")) == told(
+        Unavailable(f"HTTP {status}: no", 9.0)
+    )
+
+
+@pytest.mark.parametrize("answer", [b"", b"404: Not Found", LOGIN_PAGE, b"[]", b'"no"'])
+def test_a_404_that_is_not_the_apis_own_is_an_outage(answer: bytes) -> None:
+    """Gateways and captive portals say 404 as well, but not as a JSON object."""
+    outcome = asked(404, answer)
+
+    assert told(outcome) == told(Unavailable(outcome.detail))
