@@ -92,6 +92,8 @@ class Burial(NamedTuple):
     reason: str
     """A stable slug, such as `rejected`."""
     detail: str
+    answers: int = 1
+    """How many answers speak against it that its attempts do not count yet."""
 
 
 class Settlement(NamedTuple):
@@ -148,11 +150,14 @@ class Delivery(Protocol):
         """End the hold, if there is one."""
         ...
 
-    def due(self, *, now: int, limit: int, max_bytes: int) -> list[DueEvent]:
+    def due(
+        self, *, now: int, limit: int, max_bytes: int, beside: Sequence[str] = ()
+    ) -> list[DueEvent]:
         """Return what may be delivered now, oldest first within a stream; change nothing.
 
         At most `limit` events and, beyond the first, `max_bytes` of payload. Events
-        of held streams come flagged, to be put behind their stream with `queue`.
+        of held streams come flagged, to be put behind their stream with `queue`. Those of
+        the tenants `beside` are passed over.
         """
         ...
 
@@ -253,6 +258,8 @@ class OutboxStatus(NamedTuple):
     """On disk: database and write-ahead log."""
     next_attempt_at: int | None
     links: Sequence[Link]
+    in_doubt: int = 0
+    """Of the refused: nothing was delivered since, so it may as well be the backend's fault."""
 
 
 class Operations(Protocol):

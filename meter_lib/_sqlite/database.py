@@ -81,8 +81,8 @@ class Database:
             with self._exclusive():
                 self._set_synchronous(connection, self._durable_mode if capture else "NORMAL")
                 self._make_room_in_log(connection, log_bytes)
-                connection.execute("BEGIN IMMEDIATE")
                 try:
+                    connection.execute("BEGIN IMMEDIATE")
                     yield connection
                     if capture:
                         self._leave_the_reserve(connection)
@@ -96,9 +96,10 @@ class Database:
     def read(self) -> Generator[sqlite3.Connection]:
         """Run reads that all see the same instant. Nobody waits for them."""
         with self._mutex, translated(self.path):
+            self._check_it_is_our_turn()
             connection = self._opened()
-            connection.execute("BEGIN")
             try:
+                connection.execute("BEGIN")
                 yield connection
             finally:
                 if connection.in_transaction:
@@ -106,12 +107,7 @@ class Database:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Generator[None]:
-        if self._is_exclusive:
-            # The mutex let us in, so it is the same thread: a signal handler has interrupted it.
-            raise OutboxUnavailable(
-                f"{self.path} is in use by the code that a signal handler has interrupted; "
-                f"nothing was recorded"
-            )
+        self._check_it_is_our_turn()
         if self._write_lock is None:
             self._write_lock = FileLock(f"{self.path}.lock")
         if not self._write_lock.acquire(_LOCK_TIMEOUT_SECONDS):
@@ -125,6 +121,14 @@ class Database:
         finally:
             self._is_exclusive = False
             self._write_lock.release()
+
+    def _check_it_is_our_turn(self) -> None:
+        # The mutex let us in, so it is the same thread: a signal handler has interrupted it.
+        if self._is_exclusive or (self._connection and self._connection.in_transaction):
+            raise OutboxUnavailable(
+                f"{self.path} is in use by the code that a signal handler has interrupted; "
+                f"nothing was recorded"
+            )
 
     def _set_synchronous(self, connection: sqlite3.Connection, mode: str) -> None:
         if mode != self._synchronous:
@@ -215,8 +219,10 @@ class Database:
         return found.st_dev, found.st_ino
 
     def _open_read_only(self) -> sqlite3.Connection:
-        if not os.path.exists(self.path):
-            raise OutboxMissing(f"there is no outbox at {self.path}")
+        try:
+            os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise OutboxMissing(f"there is no outbox at {self.path}") from None
         connection = connect(self.path, mode="ro", timeout_seconds=_LOCK_TIMEOUT_SECONDS)
         try:
             version = self._schema_version(connection)
@@ -350,8 +356,15 @@ class Database:
     # -- fork -------------------------------------------------------------------------
 
     def pause_for_fork(self) -> None:
-        """Wait until no transaction of this process is open."""
+        """Wait until no transaction of this process is open, and close the connection.
+
+        A child that inherits it inherits SQLite's account of who has the file open, and
+        would share it with its own connection without telling the parent: the last of the
+        parent's to close would take the log away from under the child.
+        """
         self._mutex.acquire()
+        if self._connection is not None and not self._connection.in_transaction:
+            self._close_connection()
 
     def resume_in_parent(self) -> None:
         """Go on after the fork."""
@@ -363,6 +376,7 @@ class Database:
             inherit(self._connection)
         self._connection = None
         self._close_write_lock()
+        self._is_exclusive = False
         if self._held_by_flusher is not None:
             self._held_by_flusher.close()
             self._held_by_flusher = None

@@ -7,6 +7,7 @@ letters makes the next read any slower.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.ledger import count_in_ledger, forget_keys, sweep_keys
@@ -60,13 +61,16 @@ class SqliteDelivery:
 
     # -- reading ----------------------------------------------------------------------
 
-    def due(self, *, now: int, limit: int, max_bytes: int) -> list[DueEvent]:
+    def due(
+        self, *, now: int, limit: int, max_bytes: int, beside: Sequence[str] = ()
+    ) -> list[DueEvent]:
         """Return what may be delivered now; see `Delivery.due`."""
         # Nothing is handed out that could not be settled: not where the log is stuck, and not
         # more than one transaction of a small outbox can hold.
         self._database.check_room_in_log()
         limit = min(limit, max(1, self._database.max_log_bytes // (2 * _SETTLE_LOG_BYTES)))
         max_bytes = min(max_bytes, self._database.max_log_bytes // 2)
+        passed_over = json.dumps(list(beside))
         events: list[DueEvent] = []
         with self._database.read() as connection:
             for first, last in ((-_FOREVER, now), (now + _LONGEST_HOLD_MILLISECONDS + 1, _FOREVER)):
@@ -78,10 +82,11 @@ class SqliteDelivery:
                     FROM streams AS s
                     CROSS JOIN events AS e ON e.stream_id = s.stream_id AND e.state = 'deferred'
                     WHERE s.held_until BETWEEN ? AND ?
+                      AND s.tenant_id NOT IN (SELECT value FROM json_each(?))
                     ORDER BY s.held_until, s.stream_id, e.seq
                     LIMIT ?
                     """,
-                    (first, last, limit - len(events)),
+                    (first, last, passed_over, limit - len(events)),
                 )
                 max_bytes = _take(waiting, events, max_bytes)
                 if max_bytes <= 0 or len(events) >= limit:
@@ -94,10 +99,11 @@ class SqliteDelivery:
                 FROM events AS e
                 CROSS JOIN streams AS s ON s.stream_id = e.stream_id
                 WHERE e.seq > (SELECT frontier FROM outbox) AND e.state = 'pending'
+                  AND s.tenant_id NOT IN (SELECT value FROM json_each(?))
                 ORDER BY e.seq
                 LIMIT ?
                 """,
-                (limit - len(events),),
+                (passed_over, limit - len(events)),
             )
             _take(untouched, events, max_bytes)
         return events
@@ -148,8 +154,11 @@ class SqliteDelivery:
         """Put events of held streams behind those that wait; see `Delivery.queue`."""
         with self._database.write(log_bytes=_log_bytes(events)) as connection:
             connection.executemany(
-                "UPDATE events SET state = 'deferred' WHERE seq = ? AND state = 'pending'",
-                [(event.seq,) for event in events],
+                """
+                UPDATE events SET state = 'deferred'
+                WHERE seq = ? AND idempotency_key = ? AND state = 'pending'
+                """,
+                [(event.seq, event.idempotency_key) for event in events],
             )
             # Should a stream be free by now, it is due at once: 0 lies in the past.
             connection.executemany(
@@ -170,9 +179,12 @@ class SqliteDelivery:
             connection.executemany(
                 """
                 UPDATE events SET state = 'deferred', attempts = attempts + ?
-                WHERE seq = ? AND state <> 'dead'
+                WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
                 """,
-                [(int(counts), event.seq) for event, _, counts in settlement.deferred],
+                [
+                    (int(counts), event.seq, event.idempotency_key)
+                    for event, _, counts in settlement.deferred
+                ],
             )
             connection.executemany(
                 """
@@ -184,8 +196,11 @@ class SqliteDelivery:
                 [(until, event.stream_id) for event, until, _ in settlement.deferred],
             )
             connection.executemany(
-                "UPDATE events SET state = 'refused' WHERE seq = ? AND state <> 'dead'",
-                [(event.seq,) for event in settlement.refused],
+                """
+                UPDATE events SET state = 'refused'
+                WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+                """,
+                [(event.seq, event.idempotency_key) for event in settlement.refused],
             )
             connection.executemany(
                 """
@@ -193,18 +208,19 @@ class SqliteDelivery:
                 SET state = 'refused',
                     refused_after = coalesce(refused_after,
                                              (SELECT delivered_events FROM outbox))
-                WHERE seq = ? AND state <> 'dead'
+                WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
                 """,
-                [(event.seq,) for event in settlement.refused_alone],
+                [(event.seq, event.idempotency_key) for event in settlement.refused_alone],
             )
-            for event, reason, detail in settlement.buried:
+            for event, reason, detail, answers in settlement.buried:
                 buried = connection.execute(
                     """
                     UPDATE events
-                    SET state = 'dead', reason = ?, detail = ?, dead_at = ?
-                    WHERE seq = ? AND state <> 'dead'
+                    SET state = 'dead', reason = ?, detail = ?, dead_at = ?,
+                        attempts = attempts + ?
+                    WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
                     """,
-                    (reason, detail, now, event.seq),
+                    (reason, detail, now, answers, event.seq, event.idempotency_key),
                 ).rowcount
                 connection.execute("UPDATE outbox SET dead_events = dead_events + ?", (buried,))
             _free_streams(connection, settlement)
@@ -218,9 +234,11 @@ class SqliteDelivery:
         gone = [
             event
             for event in delivered
-            # Counted only if it is still there: nobody may be counted twice.
+            # Counted only if it is still there: nobody may be counted twice. Its key says that
+            # it is this event, should another file have come to the place meanwhile.
             if connection.execute(
-                "DELETE FROM events WHERE seq = ? AND state <> 'dead'", (event.seq,)
+                "DELETE FROM events WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'",
+                (event.seq, event.idempotency_key),
             ).rowcount
         ]
         connection.execute(
@@ -228,7 +246,7 @@ class SqliteDelivery:
             UPDATE outbox
             SET delivered_events = delivered_events + ?, last_seq = max(last_seq, ?)
             """,
-            (len(gone), max(event.seq for event in delivered)),
+            (len(gone), max((event.seq for event in gone), default=0)),
         )
         count_in_ledger(
             connection,

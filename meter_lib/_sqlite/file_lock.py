@@ -85,6 +85,9 @@ class FileLock:
         finally:
             os.close(descriptor)
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the lock and of the descriptor.
 

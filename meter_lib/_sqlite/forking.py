@@ -19,7 +19,7 @@ _open_databases: weakref.WeakSet[Database] = weakref.WeakSet()
 # Held over a fork: no database is added meanwhile, and no two threads fork at once.
 _registry = threading.RLock()
 _paused: list[Database] = []
-# Connections that a child inherited, kept so that nobody closes them.
+# Connections that a child inherited in the middle of a transaction: nobody may close them.
 _inherited: list[sqlite3.Connection] = []
 
 

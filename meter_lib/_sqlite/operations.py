@@ -42,8 +42,12 @@ class SqliteOperations:
                 FROM outbox
                 """
             ).fetchone()
-            (refused,) = connection.execute(
-                "SELECT count(*) FROM events WHERE state = 'refused'"
+            (refused, in_doubt) = connection.execute(
+                """
+                SELECT count(*),
+                       coalesce(sum(refused_after >= (SELECT delivered_events FROM outbox)), 0)
+                FROM events WHERE state = 'refused'
+                """
             ).fetchone()
             (held_streams, held_until) = connection.execute(
                 "SELECT count(*), min(held_until) FROM streams WHERE held_until IS NOT NULL"
@@ -75,6 +79,7 @@ class SqliteOperations:
             bytes=self._database.disk_bytes(),
             next_attempt_at=next(iter(paused_until), None) or held_until or None,
             links=links,
+            in_doubt=in_doubt,
         )
 
     def holder(self) -> int | None:

@@ -302,6 +302,31 @@ def test_an_interrupted_accounts_api_answers_nothing_more(peer: Peer) -> None:
     assert repr(peer.accounts.look_up("t")) == repr(Interrupted())
 
 
+@pytest.mark.parametrize("tenant", [".", ".."])
+def test_a_tenant_that_a_path_cannot_hold_is_never_asked_about(tenant: str) -> None:
+    """The way to its account would lead to the list of all, whose first is somebody else's."""
+    with Sandbox(accounts_as_list=True) as sandbox:
+        answer = Real(sandbox, "none").accounts.look_up(tenant)
+        asked = sandbox.requests
+
+    assert isinstance(answer, AccountUnknown)
+    assert (answer.detail, asked) == (
+        f"a tenant called {tenant!r} cannot be asked for by a URL",
+        [],
+    )
+
+
+@pytest.mark.parametrize("tenant", ["...", "a/../b", "%2e%2e", "//x", "http://x/", "a;b?c#d%e+f"])
+def test_any_other_tenant_is_asked_about_under_its_own_name(tenant: str) -> None:
+    """What would mean something in a path is encoded, and comes out at the other end as it was."""
+    with Sandbox() as sandbox:
+        real = Real(sandbox, "none")
+        answer = real.accounts.look_up(tenant)
+        real.accounts.interrupt()
+
+    assert repr(answer) == repr(AccountFound(json.dumps(customer_id_of(tenant))))
+
+
 def test_the_records_arrive_byte_for_byte_with_their_headers() -> None:
     """What the adapter sends is the body of the wire, under the headers that the contract names."""
     with Sandbox() as sandbox:

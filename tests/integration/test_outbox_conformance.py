@@ -617,7 +617,9 @@ def test_a_dead_letter_tells_everything(outbox: Outbox) -> None:
     said = use(7, tenant="Ä", timestamp=NOON - DAY, idempotency_key="k")
     [event] = record(outbox, said)
     defer(outbox, event, until=NOON, counts=True)
-    outbox.settle(Settlement(buried=[Burial(event, "rejected", "42201: no")]), now=NOON + 1)
+    outbox.settle(
+        Settlement(buried=[Burial(event, "rejected", "42201: no", answers=2)]), now=NOON + 1
+    )
     assert list(outbox.dead_letters(Selector())) == [
         DeadLetter(
             seq=event.seq,
@@ -627,7 +629,7 @@ def test_a_dead_letter_tells_everything(outbox: Outbox) -> None:
             idempotency_key="k",
             event_time=NOON - DAY,
             payload=said.payload,
-            attempts=1,
+            attempts=1 + 2,
             reason="rejected",
             detail="42201: no",
             dead_at=NOON + 1,

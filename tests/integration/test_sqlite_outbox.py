@@ -19,7 +19,7 @@ import meter_migrations
 from meter_lib._sqlite import SqliteOutbox, database, file_lock, recorder
 from meter_lib.errors import OutboxFull, OutboxMissing, OutboxUnavailable, SchemaTooNew
 from meter_lib.outbox import Burial, Deferral, Selector, Settlement
-from meter_lib.usage import usage_event
+from meter_lib.usage import digest, usage_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -476,6 +476,101 @@ def test_a_hold_ends_with_its_holder(outbox: SqliteOutbox) -> None:
     assert (outbox.holder(), outbox.try_hold()) == (None, True)
 
 
+class _Interrupted:
+    """A connection whose user presses Ctrl-C at the end of a statement, once."""
+
+    def __init__(self, connection: sqlite3.Connection, statement: str) -> None:
+        self._connection = connection
+        self._statement = statement
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        """Run the statement, and then raise if it is the one."""
+        result = self._connection.execute(statement, *parameters)
+        if statement == self._statement:
+            self._statement = ""
+            raise KeyboardInterrupt
+        return result
+
+
+@pytest.mark.parametrize(
+    ("statement", "recorded"), [("BEGIN IMMEDIATE", [1, 3]), ("COMMIT", [1, 2, 3])]
+)
+def test_an_interrupted_post_does_no_harm(
+    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch, statement: str, recorded: list[int]
+) -> None:
+    """Ctrl-C in the middle of a post leaves it whole or not at all, and the outbox in order."""
+    outbox.append([use(1)], now=NOON)
+    interrupted = _Interrupted(connection_of(outbox), statement)
+    monkeypatch.setattr(outbox._database, "_connection", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        outbox.append([use(2)], now=NOON)
+    outbox.append([use(3)], now=NOON)
+    assert [event.total_usage for event in due(outbox)] == recorded
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "COMMIT"])
+def test_an_interrupted_look_does_no_harm(
+    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """Ctrl-C while somebody looks leaves the outbox in order."""
+    outbox.append([use(1)], now=NOON)
+    interrupted = _Interrupted(connection_of(outbox), statement)
+    monkeypatch.setattr(outbox._database, "_connection", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        outbox.status()
+    outbox.append([use(2)], now=NOON)
+    assert outbox.status().accepted == 2
+
+
+FORKED = """
+import os, sys
+from meter_lib._sqlite import SqliteOutbox, database
+from meter_lib.errors import OutboxUnavailable
+from meter_lib.usage import usage_event
+
+def append():
+    try:
+        return outbox.append([usage_event("t", "d", "m", 1)], now=1)[0]["status"]
+    except OutboxUnavailable as error:
+        return "refused"
+
+def in_child(*questions):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, repr([ask() for ask in questions]).encode())
+        os._exit(0)
+    os.wait()
+    return os.read(read, 1000).decode()
+
+database._LOCK_TIMEOUT_SECONDS = 0.05
+outbox = SqliteOutbox(sys.argv[1], max_bytes=4 << 20)
+print(append(), outbox.try_hold())
+print(in_child(lambda: outbox._database._connection, outbox.try_hold, append))
+with outbox._database._exclusive():
+    print(in_child(append))
+print(in_child(append), outbox.holder() == os.getpid(), append(), outbox.status().accepted)
+"""
+
+
+def test_a_child_shares_no_lock_with_its_parent(outbox_path: str) -> None:
+    """After a fork the parent's locks are the parent's: the child waits for them like any other."""
+    forked = subprocess.run(
+        [sys.executable, "-c", FORKED, outbox_path], capture_output=True, text=True, check=False
+    )
+    assert (forked.stdout.splitlines(), forked.stderr) == (
+        [
+            "queued True",
+            "[None, False, 'queued']",
+            "['refused']",
+            "['queued'] True queued 4",
+        ],
+        "",
+    )
+
+
 def test_a_full_disk_keeps_no_flusher_from_its_work(
     outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -724,6 +819,28 @@ def test_many_keys_leave_room_for_events(smallest: Any) -> None:
     assert _fill(smallest, use) > 5_000
 
 
+def test_keys_are_forgotten_in_the_end(outbox: SqliteOutbox) -> None:
+    """Of events that are gone only so many keys are remembered; of events that are here, all."""
+    outbox._remembered_keys = 10
+    outbox.append([use(idempotency_key=f"k{number}") for number in range(100)], now=NOON)
+    waiting, *others = due(outbox)
+    for event in others:
+        outbox.settle(Settlement(delivered=[event]), now=NOON)
+
+    def known_keys() -> list[str]:
+        return [
+            f"k{number}"
+            for number in range(100)
+            if connection_of(outbox)
+            .execute("SELECT 1 FROM known_keys WHERE key_digest = ?", (digest(f"k{number}"),))
+            .fetchone()
+        ]
+
+    assert known_keys() == ["k0", *(f"k{number}" for number in range(90, 100))]
+    outbox.settle(Settlement(delivered=[waiting]), now=NOON)
+    assert known_keys() == [f"k{number}" for number in range(90, 100)]
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_reader_that_never_ends_cannot_make_the_log_grow(smallest: Any) -> None:
     """While another program keeps the log from being emptied, it is full: for both sides."""
@@ -954,6 +1071,8 @@ def test_every_statement_finds_its_rows_by_an_index(
     # The one row of `outbox`, the few of `links`, and what is held or refused just now.
     harmless = re.compile(
         r"SEARCH |SCAN (outbox|links)\b|SCAN CONSTANT ROW|SCALAR SUBQUERY|CORRELATED SCALAR|"
+        # A list that came with the statement.
+        r"SCAN json_each |LIST SUBQUERY |"
         r"COMPOUND QUERY|LEFT-MOST|UNION ALL|CO-ROUTINE|MATERIALIZE|SCAN \(?subquery|"
         r"SCAN (s|streams|e|events) USING (COVERING )?INDEX (held_streams|refused_events)\b"
     )

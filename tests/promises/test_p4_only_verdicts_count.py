@@ -148,7 +148,7 @@ def test_an_event_is_dead_only_after_it_was_refused_alone_on_both_sides_of_a_suc
     assert worker.wait(10) == 0
 
     [letter] = device.letters
-    assert (letter.idempotency_key, letter.reason, letter.attempts) == ("bad", "rejected", 0)
+    assert (letter.idempotency_key, letter.reason, letter.attempts) == ("bad", "rejected", 2)
     asked = [
         (request.records, request.status)
         for request in device.sandbox.requests

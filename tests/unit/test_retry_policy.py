@@ -1,26 +1,15 @@
 from __future__ import annotations
 
-import random
 import statistics
-from typing import TYPE_CHECKING
 
 import pytest
 
 from meter_worker.retry_policy import RetryPolicy
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 DRAWS = 2000
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """The same draws in every run."""
-    state = random.getstate()
-    random.seed(7)
-    yield
-    random.setstate(state)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.mark.parametrize(

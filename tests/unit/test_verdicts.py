@@ -291,7 +291,6 @@ def test_an_error_of_any_shape_makes_a_printable_detail(text: Any) -> None:
             b'{"error_code":400,"message":"data={...}  is not a base64 string."}',
             "HTTP 400: data={...} is not a base64 string.",
         ),
-        (400, b"", "HTTP 400: "),
         (422, b"\xff\x00\n\x1b", "HTTP 422: \ufffd"),
     ],
 )

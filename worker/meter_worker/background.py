@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
 from meter_lib.settings import Settings
 from meter_worker.assembly import flush_loop
@@ -73,6 +74,7 @@ class BackgroundFlusher:
         False as well where only events remain that the backend refused, and nothing it
         accepts shows whether that is for good.
         """
+        started_at = SystemClock().steady()
         deadline = time.monotonic() + timeout
         outbox = open_outbox(self.settings)
         try:
@@ -80,7 +82,7 @@ class BackgroundFlusher:
                 status = outbox.status()
                 if status.pending == 0:
                     return True
-                if _waits_for_others(status) or time.monotonic() >= deadline:
+                if _waits_for_others(status, started_at) or time.monotonic() >= deadline:
                     return False
                 time.sleep(_FLUSH_POLL_SECONDS)
         finally:
@@ -99,7 +101,13 @@ class BackgroundFlusher:
         self.stop()
 
 
-def _waits_for_others(status: OutboxStatus) -> bool:
-    """Return whether all that is pending was refused, and asking about it again is a while off."""
-    is_down = any(link.name == "events" and link.failures for link in status.links)
-    return is_down and status.pending == status.refused
+def _waits_for_others(status: OutboxStatus, since: int) -> bool:
+    """Return whether all that is pending was refused, was tried in vain since, and proves nothing.
+
+    What an earlier process has left is no verdict on this attempt.
+    """
+    tried = any(
+        link.name == "events" and link.failures and (link.last_error_at or 0) >= since
+        for link in status.links
+    )
+    return tried and status.pending == status.in_doubt

@@ -122,6 +122,10 @@ class Doubts:
             event.seq,
         )
 
+    def tenants_in_trouble(self) -> list[str]:
+        """Return the tenants whose requests have been in vain since one was accepted."""
+        return [tenant_id for tenant_id, trouble in self._trouble_of_tenant.items() if trouble]
+
     def trouble_of(self, tenant_id: str) -> int:
         """Return how many requests of the tenant have been in vain since one was accepted."""
         return self._trouble_of_tenant[tenant_id]

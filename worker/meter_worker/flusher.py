@@ -11,7 +11,6 @@ What a pass decides by:
 from __future__ import annotations
 
 import logging
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from meter_lib.outbox import Burial, Deferral, Settlement
@@ -26,9 +25,10 @@ from meter_worker.backend import (
     Unavailable,
     Undecided,
 )
+from meter_worker.batches import Ready, batches, by_tenant
 from meter_worker.doubts import Doubts
 from meter_worker.exhaustive import assert_never
-from meter_worker.wire import BODY_OVERHEAD_BYTES, record_text, request_for
+from meter_worker.wire import record_text, request_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,13 +66,6 @@ class Pass(NamedTuple):
     """When the next attempt is due (milliseconds, steady time), if one is set."""
 
 
-class _Ready(NamedTuple):
-    """An event whose customer is known, and its record."""
-
-    event: DueEvent
-    record: str
-
-
 class Flusher:
     """Delivers what is due from an outbox that the caller holds."""
 
@@ -107,11 +100,18 @@ class Flusher:
         self._held_streams: set[int] = set()
         self._suspects: set[int] = set()
         self._delivered = 0
+        # Whether the pass has sent or written anything: if not, another one would not either.
+        self._acted = False
+        # Events (and their streams) that asked for another attempt since anything was accepted;
+        # and streams that did so while others were accepted: it is not the backend.
+        self._failing: dict[int, int] = {}
+        self._failing_streams: set[int] = set()
 
     def flush_once(self) -> Pass:
         """Make one pass and return what it did. Raises `OutboxUnavailable`."""
         self._delivered = 0
         self._held_streams = set()
+        self._acted = False
         if self._unwritten is not None:
             self._settle(self._unwritten)
         now = self._clock.steady()
@@ -121,14 +121,11 @@ class Flusher:
         if paused_until is not None and not in_doubt:
             return Pass(delivered=self._delivered, next_at=paused_until)
         self._doubts.begin_pass(in_doubt=in_doubt)
-        due = self._outbox.due(
-            now=now,
-            limit=self._batch_size * _REQUESTS_A_PASS,
-            max_bytes=self._batch_bytes * _REQUESTS_A_PASS,
-        )
+        due = self._due(now)
         behind = [event for event in due if event.held]
         if behind:
             self._outbox.queue(behind)
+            self._acted = True
         if paused_until is not None:
             # Out of the way, so that others come into view.
             self._put_off(self._doubts.to_hold(due), paused_until)
@@ -151,24 +148,35 @@ class Flusher:
         self._put_off(self._doubts.to_free(), self._clock.steady())
         return Pass(
             delivered=self._delivered,
-            progressed=link_is_up and bool(due or suspects),
+            progressed=link_is_up and self._acted,
             next_at=self._link.paused_until(now) or self._outbox.next_due_at(),
         )
 
     # -- what to send -----------------------------------------------------------------
 
-    def _with_customers(self, events: Sequence[DueEvent], *, refused: bool = False) -> list[_Ready]:
+    def _due(self, now: int) -> Sequence[DueEvent]:
+        """Return what is due; after an outage, tenants that met none come into view first."""
+        limit = self._batch_size * _REQUESTS_A_PASS
+        max_bytes = self._batch_bytes * _REQUESTS_A_PASS
+        troubled = self._doubts.tenants_in_trouble() if self._link.is_down() else []
+        if troubled:
+            others = self._outbox.due(now=now, limit=limit, max_bytes=max_bytes, beside=troubled)
+            if others:
+                return others
+        return self._outbox.due(now=now, limit=limit, max_bytes=max_bytes)
+
+    def _with_customers(self, events: Sequence[DueEvent], *, refused: bool = False) -> list[Ready]:
         """Return the events whose customer is known; the others are put off, or buried.
 
         Those that were `refused` hold up nobody: they just stay as they are.
         """
-        ready: list[_Ready] = []
-        for tenant_id, theirs in _by_tenant(events).items():
+        ready: list[Ready] = []
+        for tenant_id, theirs in by_tenant(events).items():
             who = self._accounts.who_pays(tenant_id)
             match who:
                 case Customer(customer_id):
                     ready.extend(
-                        _Ready(
+                        Ready(
                             event,
                             record_text(
                                 event, outbox_id=self._outbox.outbox_id, customer_id=customer_id
@@ -195,7 +203,12 @@ class Flusher:
         self, tenant_id: str, events: Sequence[DueEvent], unknown: NoCustomer
     ) -> None:
         self._settle(
-            Settlement(buried=[Burial(e, "customer_not_found", unknown.detail) for e in events])
+            Settlement(
+                buried=[
+                    Burial(e, "customer_not_found", unknown.detail, answers=unknown.misses)
+                    for e in events
+                ]
+            )
         )
         self._accounts.start_over(tenant_id)
 
@@ -203,38 +216,17 @@ class Flusher:
         if events:
             self._settle(Settlement(deferred=[Deferral(e, until, counts=False) for e in events]))
 
-    def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
-        """Yield the events in requests: one tenant and device each, bounded by count and bytes."""
-
-        def device(one: _Ready) -> tuple[str, str]:
-            return one.event.tenant_id, one.event.device_id
-
-        def turn(one: _Ready) -> tuple[int, str, str]:
-            return self._doubts.trouble_of(one.event.tenant_id), *device(one)
-
-        # sorted() keeps the order within a device.
-        for _, theirs in groupby(sorted(ready, key=turn), key=device):
-            batch: list[_Ready] = []
-            size = BODY_OVERHEAD_BYTES
-            for one in theirs:
-                # With its comma; characters beyond ASCII count as what they are in UTF-8.
-                record_size = len(one.record.encode()) + 1
-                if batch and (
-                    len(batch) >= self._batch_size_now
-                    or size + record_size > self._batch_bytes
-                    or self._doubts.goes_alone(batch[-1].event)
-                    or self._doubts.goes_alone(one.event)
-                ):
-                    yield batch
-                    batch, size = [], BODY_OVERHEAD_BYTES
-                batch.append(one)
-                size += record_size
-            if batch:
-                yield batch
+    def _batches(self, ready: Sequence[Ready]) -> Iterator[list[Ready]]:
+        return batches(
+            ready,
+            self._doubts,
+            most=lambda: self._batch_size_now,
+            most_bytes=self._batch_bytes,
+        )
 
     # -- sending; each returns whether the link is up ---------------------------------
 
-    def _probe(self, ready: list[_Ready], *, in_doubt: bool) -> bool:
+    def _probe(self, ready: list[Ready], *, in_doubt: bool) -> bool:
         """After an outage, or while in doubt, send one event first; it is taken out of `ready`."""
         if not self._link.is_down():
             return True
@@ -257,16 +249,16 @@ class Flusher:
         self._suspects.add(suspect.event.seq)
         return self._deliver([suspect])
 
-    def _deliver_all(self, ready: Sequence[_Ready]) -> bool:
+    def _deliver_all(self, ready: Sequence[Ready]) -> bool:
         # To the end of the pass, even if the doubts end before: a stream of which some
         # events were passed over must not go on with those behind.
         self._held_streams |= self._doubts.waiting_streams
         return all(self._deliver(batch) for batch in self._batches(ready))
 
-    def _ask_alone(self, suspects: Sequence[_Ready]) -> bool:
+    def _ask_alone(self, suspects: Sequence[Ready]) -> bool:
         return all(self._deliver([one]) for one in suspects)
 
-    def _deliver(self, batch: Sequence[_Ready]) -> bool:
+    def _deliver(self, batch: Sequence[Ready]) -> bool:
         # A stream that was told to wait meanwhile must not be overtaken by itself.
         batch = [
             one
@@ -277,6 +269,7 @@ class Flusher:
             return True
         request = request_for([one.event for one in batch], [one.record for one in batch])
         outcome = self._backend.deliver(request)
+        self._acted = True
         match outcome:
             case Answered():
                 link_is_up = self._settle_answer(batch, outcome)
@@ -284,7 +277,7 @@ class Flusher:
                 link_is_up = self._settle_refusal(batch, reason, detail)
             case Unavailable():
                 self._doubts.failed(batch[0].event)
-                self._pause(outcome)
+                self._pause(outcome, sent=len(batch))
                 link_is_up = False
             case Interrupted():
                 link_is_up = False
@@ -294,7 +287,7 @@ class Flusher:
 
     # -- what became of it ------------------------------------------------------------
 
-    def _settle_answer(self, batch: Sequence[_Ready], answer: Answered) -> bool:
+    def _settle_answer(self, batch: Sequence[Ready], answer: Answered) -> bool:
         delivered: list[DueEvent] = []
         deferred: list[Deferral] = []
         rejected: list[tuple[DueEvent, Rejected]] = []
@@ -317,6 +310,10 @@ class Flusher:
                     pass
                 case _:
                     assert_never(verdict)
+        if not delivered and self._is_the_backend_failing(batch, answer):
+            self._doubts.failed(batch[0].event)
+            self._pause(Unavailable(f"it stores nothing: {_first_detail(answer)}"))
+            return False
         if len(rejected) == len(batch):
             # Each in its own words, yet the same as to refuse the request.
             _, (reason, detail) = rejected[0]
@@ -330,13 +327,27 @@ class Flusher:
             return False
         return True
 
-    def _settle_refusal(self, batch: Sequence[_Ready], reason: str, detail: str) -> bool:
+    def _is_the_backend_failing(self, batch: Sequence[Ready], answer: Answered) -> bool:
+        """Return whether more than one event asks for another attempt, and none was accepted.
+
+        Then it is an outage, as when the proxy has lost its broker, and charged to nobody.
+        """
+        failing = {
+            one.event.seq: one.event.stream_id
+            for one, verdict in zip(batch, answer.verdicts, strict=True)
+            if isinstance(verdict, Retriable) and one.event.stream_id not in self._failing_streams
+        }
+        self._failing |= failing
+        return bool(failing) and len(self._failing) > 1
+
+    def _settle_refusal(self, batch: Sequence[Ready], reason: str, detail: str) -> bool:
         if len(batch) > 1:
             middle = len(batch) // 2
             return self._deliver(batch[:middle]) and self._deliver(batch[middle:])
         event = batch[0].event
         if self._outbox.refused_before(event):
-            self._settle(Settlement(buried=[Burial(event, reason, detail)]))
+            # Alone twice, of which its attempts count none.
+            self._settle(Settlement(buried=[Burial(event, reason, detail, answers=2)]))
             return True
         self._settle(Settlement(refused_alone=[event]))
         self._doubts.refused(event, detail, once_more=event.seq in self._suspects)
@@ -347,17 +358,22 @@ class Flusher:
         return False
 
     def _settle(self, settlement: Settlement) -> None:
-        self._unwritten = settlement
+        # Only what was delivered must not be forgotten; all else is found out again.
+        self._unwritten = settlement._replace(deferred=(), refused=(), refused_alone=(), buried=())
         self._outbox.settle(settlement, now=self._clock.now())
         self._unwritten = None
+        self._acted = True
         self._held_streams.update(deferral.event.stream_id for deferral in settlement.deferred)
         if settlement.delivered:
             self._delivered += len(settlement.delivered)
+            self._failing_streams.update(self._failing.values())
+            self._failing.clear()
+            self._failing_streams.difference_update(e.stream_id for e in settlement.delivered)
             self._doubts.accepted(settlement.delivered)
             if len(settlement.delivered) >= self._batch_size_now:
                 step = -(-self._batch_size // _STEPS_TO_FULL_SIZE)
                 self._batch_size_now = min(self._batch_size, self._batch_size_now + step)
-        for event, reason, detail in settlement.buried:
+        for event, reason, detail, _ in settlement.buried:
             _logger.error(
                 "event %s of tenant %r became a dead letter: %s (%s)",
                 event.idempotency_key,
@@ -366,8 +382,11 @@ class Flusher:
                 detail,
             )
 
-    def _pause(self, outage: Unavailable) -> None:
+    def _pause(self, outage: Unavailable, *, sent: int = 1) -> None:
         if outage.timed_out:
+            if sent > 1:
+                # Requests may be smaller than allowed, for their bytes.
+                self._batch_size_now = min(self._batch_size_now, sent)
             self._batch_size_now = max(1, self._batch_size_now // 2)
         self._link.failed(outage, self._clock.steady())
 
@@ -375,8 +394,5 @@ class Flusher:
         return self._clock.steady() + round(seconds * 1000)
 
 
-def _by_tenant(events: Sequence[DueEvent]) -> dict[str, list[DueEvent]]:
-    tenants: dict[str, list[DueEvent]] = {}
-    for event in events:
-        tenants.setdefault(event.tenant_id, []).append(event)
-    return tenants
+def _first_detail(answer: Answered) -> str:
+    return next(v.detail for v in answer.verdicts if isinstance(v, Retriable))

@@ -1,4 +1,4 @@
-"""One HTTP peer, reached with requests: every wait is bounded, every wait can be broken off.
+"""One HTTP peer, reached with requests: each wait is bounded, all but connecting can be broken off.
 
 requests bounds the silence between two bytes, not the whole answer, and knows no
 way to give up from another thread. Both are had here by shutting down the socket:

@@ -6,7 +6,7 @@ import gzip
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from meter_worker.backend import Interrupted, Unavailable
+from meter_worker.backend import AccountUnknown, Interrupted, Unavailable
 from meter_worker.http_link import LinkFailed, LinkInterrupted
 from meter_worker.verdicts import judge_account, judge_delivery
 from meter_worker.wire import header_text, request_body
@@ -74,6 +74,9 @@ class RestAccounts:
 
     def look_up(self, tenant_id: str) -> AccountAnswer:
         """Ask once for the tenant's account."""
+        if tenant_id in {".", ".."}:
+            # However it is written, on the way it becomes another path: that of all accounts.
+            return AccountUnknown(f"a tenant called {tenant_id!r} cannot be asked for by a URL")
         url = f"{self._base_url}/v1alpha1/customer-accounts/tenant/{quote(tenant_id, safe='')}"
         headers = {"Accept": "application/json", "x-tenant-id": header_text(tenant_id)}
         try:

@@ -55,7 +55,9 @@ def judge_delivery(
     answer = _parsed(body)
     succeeded = 200 <= status < 300
     entries = answer.get("offsets") if isinstance(answer, dict) else None
-    contradicts_itself = succeeded and isinstance(answer, dict) and answer.get("error_code")
+    contradicts_itself = (
+        succeeded and isinstance(answer, dict) and (answer.get("error_code") or answer.get("error"))
+    )
     speaks_of_records = (succeeded and not contradicts_itself) or status in {400, 401, 403, 422}
     if speaks_of_records and isinstance(entries, list) and len(entries) == sent:
         return _judge_entries(entries, status)
@@ -65,7 +67,7 @@ def judge_delivery(
             f"HTTP {status}, but not the answer of a Kafka REST proxy to {sent} records: "
             f"{shown(body)}"
         )
-    if status in {400, 422}:
+    if status in {400, 422} and body.strip() and not body.lstrip().startswith(b"<"):
         return Refused("rejected", _detail(status, answer, body))
     if status == 413:
         return Refused("too_large", _detail(status, answer, body))
@@ -123,7 +125,7 @@ def _judge_entries(entries: list[Any], status: int) -> Outcome:
         if not isinstance(code, int | None):
             return Unavailable(f"HTTP {status}, but an offsets entry is {shown(entry)}")
         detail = f"error_code {code}: {shown(text)}"
-        if code in _BROKER_AUTHORIZATION:
+        if status in {401, 403} or code in _BROKER_AUTHORIZATION:
             outage = Unavailable(f"the proxy may not write to its broker: {shown(detail)}")
             verdicts.append(Undecided())
         else:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["CommandGroup", "Program"]
 
 _NAME = "meter-lib"
-_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 
 class CommandGroup(click.Group):
@@ -63,7 +62,7 @@ class Program(CommandGroup):
         except click.ClickException as error:
             return _failed(f"{_NAME}: {error.format_message()}", error.exit_code)
         except click.Abort:
-            return _failed(f"{_NAME}: interrupted; what was done before is done", _INTERRUPTED)
+            return _failed(f"{_NAME}: interrupted; what was done before is done", 1)
         except MeterError as error:
             return _failed(f"{_NAME}: {error}", 2 if isinstance(error, InvalidSetting) else 1)
         except OSError as error:
