@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -856,3 +857,33 @@ def test_a_url_in_the_place_of_usage_is_never_taken_for_usage(default_outbox: st
     with pytest.raises(InvalidUsageType, match="total_usage"):
         post_meter_usage("t", "d", "m", "https://stream.app.domain.com", 24)  # type: ignore[arg-type]
     assert not os.path.exists(default_outbox)
+
+
+def test_a_fork_and_the_parents_close_lose_nothing(outbox_path: Path) -> None:
+    """A child that posts on after its parent has closed writes into the same outbox."""
+    with MeterClient(outbox_path) as client:
+        for _ in range(3):
+            client.post("t", "d", "m", 1)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.close(writer)
+                os.read(reader, 1)  # until the parent has closed
+                for _ in range(20):
+                    client.post("t", "child", "m", 1)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(reader)
+        client.close()
+        os.write(writer, b"!")
+        os.close(writer)
+        for _ in range(20):
+            client.post("t", "parent", "m", 1)
+        assert os.waitpid(child, 0)[1] == 0
+    with contextlib.closing(sqlite3.connect(outbox_path)) as plain:
+        seqs = [seq for (seq,) in plain.execute("SELECT seq FROM events ORDER BY seq")]
+        assert seqs == list(range(1, 44))
+        assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -11,10 +11,11 @@ from meter_worker.backend import (
     Answered,
     Delivered,
     Interrupted,
+    Retriable,
     Unavailable,
     Undecided,
 )
-from tests.fakes import accept
+from tests.fakes import accept, each
 from tests.unit.flusher_bench import (
     BASE,
     DOWN,
@@ -27,6 +28,7 @@ from tests.unit.flusher_bench import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meter_worker.backend import Outcome, Request
     from tests.unit.flusher_bench import Bench
 
 
@@ -294,3 +296,35 @@ def test_what_the_outbox_could_not_take_down_is_written_before_more_is_sent(
 
     assert bench.backend.sent == [["a", "b"], ["c"]]
     assert bench.counts == all_delivered(3)
+
+
+def test_a_backend_that_stores_nothing_is_an_outage(bench: Bench) -> None:
+    """A proxy that has lost its broker says "try again" of every record: nobody pays for that."""
+    bench.post(*numbered("e", 5))
+    bench.backend.otherwise = each(lambda _: Retriable("50003: no leader"))
+    for _ in range(100):
+        bench.flush_all()
+        bench.wait()
+    assert bench.counts == {"pending": 5, "dead": 0, "delivered": 0, "refused": 0}
+
+    bench.backend.otherwise = accept
+    bench.flush_all()
+    assert bench.backend.stored_keys == numbered("e", 5)
+    assert bench.counts == all_delivered(5)
+
+
+def test_a_tenant_in_trouble_does_not_fill_the_view(bench_with: Callable[..., Bench]) -> None:
+    """Whoever stands behind more of its events than one pass looks at is delivered all the same."""
+    bench = bench_with(batch_size=1)
+    bench.post(*numbered("e", 30), tenant_id="bad")
+    bench.post("good", tenant_id="good")
+
+    def fail_the_bad(request: Request) -> Outcome:
+        return DOWN if request.tenant_id == "bad" else accept(request)
+
+    bench.backend.otherwise = fail_the_bad
+    for _ in range(5):
+        bench.flush_all()
+        bench.wait()
+    assert bench.backend.stored_keys == ["good"]
+    assert bench.counts == {"pending": 30, "dead": 0, "delivered": 1, "refused": 0}

@@ -515,3 +515,27 @@ def test_a_404_that_is_not_the_apis_own_is_an_outage(answer: bytes) -> None:
     outcome = asked(404, answer)
 
     assert told(outcome) == told(Unavailable(outcome.detail))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_errors_below_401_and_403_count_against_no_event(status: int) -> None:
+    """Who is stored is stored; whoever is not has met an outage of our credentials."""
+    outcome = judged(status, body(GOOD, {"error_code": 2, "error": "x"}), sent=2)
+
+    assert isinstance(outcome, Answered)
+    assert list(outcome.verdicts) == [Delivered(), Undecided()]
+    assert outcome.outage is not None
+
+
+def test_an_error_beside_the_offsets_is_no_success() -> None:
+    """An answer that contradicts itself is believed in nothing."""
+    answer = b'{"error":"boom","offsets":[{"partition":0,"offset":1}]}'
+
+    assert isinstance(judged(200, answer, sent=1), Unavailable)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("answer", [b"", b"  ", b"<html>bad request</html>", b"\n<!doctype html>"])
+def test_a_gateways_page_refuses_no_event(status: int, answer: bytes) -> None:
+    """What no proxy of Kafka answers is not the backend's word on an event."""
+    assert isinstance(judged(status, answer, sent=1), Unavailable)
