@@ -139,7 +139,10 @@ class Settings:
     read_timeout = Setting(wait, 130.0, "seconds to wait for a whole answer")
     compression = Setting(one_of("none", "gzip"), "none", "how request bodies are compressed")
     backoff_base = Setting(wait, 1.0, "seconds of the first wait during an outage")
-    backoff_max = Setting(wait, 300.0, "seconds of the longest wait during an outage")
+    # No wait is longer than an hour: a hold that ends later was set by a clock that has jumped.
+    backoff_max = Setting(
+        number("seconds", 3600), 300.0, "seconds of the longest wait during an outage"
+    )
     max_attempts = Setting(
         whole(1, 1_000_000), 10, "retriable verdicts on one event that make it a dead letter"
     )
