@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -258,6 +259,19 @@ def test_a_worker_whose_delivery_dies_ends_with_1(tmp_path: Path) -> None:
         worker.stderr
     )
     assert "Traceback" not in worker.stderr
+
+
+def test_a_worker_that_is_too_old_for_the_outbox_ends_with_1(
+    start: Callable[..., Child], path: Path
+) -> None:
+    """No waiting makes it newer: it says so once, and a supervisor sees it."""
+    with MeterClient(path) as client:
+        client.post("t", "d", "page.processed.basic", 1)
+    with contextlib.closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    worker = start("worker")
+    assert worker.ends() == 1
+    assert "made by a newer version of meter-lib" in worker.stderr
 
 
 def test_a_worker_with_a_wrong_setting_makes_nothing(

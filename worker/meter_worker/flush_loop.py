@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from meter_lib.errors import OutboxUnavailable
+from meter_lib.errors import OutboxUnavailable, SchemaTooNew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,6 +82,9 @@ class FlushLoop:
                         self.outbox.location,
                         holder,
                     )
+            except SchemaTooNew:
+                # No waiting makes this program newer.
+                raise
             except OutboxUnavailable as error:
                 _logger.error("waiting for the outbox: %s", error)
                 self._stopping.wait(_OUTBOX_RETRY_SECONDS)
