@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench wheel clean
+.PHONY: help setup demo test check lint format bench wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -18,13 +18,14 @@ demo: setup ## record a week of usage offline, deliver it over a crash, and prov
 test: setup ## run the tests
 	$(BIN)/pytest -q -n 2 $(ARGS)
 
-check: $(VENV)/.installed-dev ## formatting, lint, types, layers, then the tests
+check: lint test ## formatting, lint, types, layers, then the tests
+
+lint: $(VENV)/.installed-dev ## formatting, lint, types and layers alone
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	$(MAKE) test
 
 format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
