@@ -6,6 +6,7 @@ moved to another path delivers as before.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sqlite3
 import tracemalloc
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 BATCH = 100
+# With four or six times the backlog. What grew with it would be far beyond; what the garbage
+# collector and the captured log add differs from run to run.
+FLAT = 1.5
 LOOK = 4 * BATCH
 """How many events a pass looks at."""
 
@@ -137,13 +141,14 @@ def test_memory_does_not_grow_with_the_backlog(line_with: Callable[[int], Line])
     for backlog in (5 * LOOK, 30 * LOOK):
         line = line_with(backlog)
         line.flusher.flush_once()
+        gc.collect()
         tracemalloc.start()
         line.drain()
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert line.outbox.status().delivered == backlog
 
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < FLAT * peaks[0]
     assert peaks[1] < 8 * MIB
 
 
@@ -158,13 +163,14 @@ def test_memory_does_not_grow_with_what_cannot_be_delivered(
         line.accounts.answers["unknown"] = AccountUnknown("no")
         line.backend.answer = refuse_where(lambda value: value["tenant_id"] == "t")
         line.flusher.flush_once()
+        gc.collect()
         tracemalloc.start()
         line.drain()
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert line.outbox.status().pending == 2 * backlog
 
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < FLAT * peaks[0]
 
 
 def test_a_delivery_costs_the_same_whatever_the_backlog(
