@@ -313,6 +313,32 @@ def test_a_backend_that_stores_nothing_is_an_outage(bench: Bench) -> None:
     assert bench.counts == all_delivered(5)
 
 
+@pytest.mark.parametrize("backlog", [10, 600, 3000])
+def test_a_stream_of_which_nothing_is_stored_does_not_stop_the_others(
+    bench: Bench, backlog: int
+) -> None:
+    """A partition without a leader fails its own streams only, however much of them is in front."""
+    bench.post(*numbered("s", backlog), meter_id="slow")
+    bench.post("f0", meter_id="fast")
+    bench.backend.otherwise = each(
+        lambda value: Retriable("no leader") if value["meter_id"] == "slow" else Delivered()
+    )
+    bench.flush_all()
+    assert bench.backend.stored_keys == ["f0"]
+
+    for number in range(1, 5):
+        bench.restarted()
+        bench.wait()
+        bench.post(f"f{number}", meter_id="fast")
+        bench.flush_all()
+        assert bench.backend.stored_keys == numbered("f", number + 1)
+    assert bench.dead == []
+
+    bench.backend.otherwise = accept
+    bench.live(2 * LONGEST)
+    assert bench.backend.stored_keys == [*numbered("f", 5), *numbered("s", backlog)]
+
+
 def test_a_tenant_in_trouble_does_not_fill_the_view(bench_with: Callable[..., Bench]) -> None:
     """Whoever stands behind more of its events than one pass looks at is delivered all the same."""
     bench = bench_with(batch_size=1)

@@ -190,6 +190,22 @@ def test_a_backend_that_refuses_everything_makes_no_dead_letter(bench: Bench, an
     assert bench.counts == all_delivered(1000)
 
 
+def test_a_backend_that_refuses_everything_is_asked_about_one_stream_at_a_time(
+    bench: Bench,
+) -> None:
+    """Once every stream has been refused, they take turns: a few events for each wait."""
+    for meter in numbered("m", 10):
+        bench.post(*numbered(f"{meter}-", 20), meter_id=meter)
+    bench.backend.otherwise = Refused("rejected", "bad deploy")
+    bench.flush_all()
+    for _ in range(3):
+        before = len(bench.backend.requests)
+        bench.wait()
+        bench.flush_all()
+        round_of = {sent[0].split("-")[0] for sent in bench.backend.sent[before:]}
+        assert (len(round_of), len(bench.backend.requests) - before <= 16) == (1, True)
+
+
 @pytest.mark.parametrize("answer", refuses_all)
 def test_restarts_do_not_condemn_what_a_backend_that_refuses_everything_refused(
     bench: Bench, answer: Any

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from meter_lib.outbox import DueEvent
 
@@ -32,7 +32,7 @@ class Doubts:
 
     def __init__(self) -> None:
         self.last_refusal: str | None = None
-        """What the last answer of this pass said, if that was a refusal."""
+        """What was wrong with the last answer of this pass, if it stored nothing."""
         self.ends_at: int | None = None
         """When the streams that wait may be tried again (milliseconds, steady time)."""
         self.waiting_streams: set[int] = set()
@@ -44,6 +44,10 @@ class Doubts:
         self._step = _FIRST_STEP
         self._trouble_of_tenant: Counter[str] = Counter()
         self._trouble_of_stream: Counter[int] = Counter()
+        # Events (and their streams) that asked for another attempt since anything was accepted;
+        # and streams that did so while others were accepted: it is not the backend.
+        self._failing: dict[int, int] = {}
+        self._failing_streams: set[int] = set()
 
     def begin_pass(self, *, in_doubt: bool) -> None:
         """Start to count what one pass sees. What was held is due by itself unless `in_doubt`."""
@@ -52,7 +56,7 @@ class Doubts:
         if not in_doubt:
             self._held.clear()
 
-    def accepted(self, events: Iterable[DueEvent]) -> None:
+    def accepted(self, events: Sequence[DueEvent]) -> None:
         """The backend accepts: nobody has to wait, and these are above suspicion."""
         self.last_refusal = None
         self._refusals = 0
@@ -63,10 +67,13 @@ class Doubts:
         for event in events:
             self._trouble_of_tenant.pop(event.tenant_id, None)
             self._trouble_of_stream.pop(event.stream_id, None)
+        self._failing_streams.update(self._failing.values())
+        self._failing_streams.difference_update(event.stream_id for event in events)
+        self._failing.clear()
 
-    def refused(self, event: DueEvent, detail: str, *, once_more: bool) -> None:
+    def refused(self, event: DueEvent, words: str, *, once_more: bool) -> None:
         """The backend refused the event alone; `once_more` if it was asked about that one."""
-        self.last_refusal = detail
+        self.last_refusal = words
         self._refusals += 1
         if once_more:
             return
@@ -75,6 +82,24 @@ class Doubts:
         self._trouble_of_stream[event.stream_id] += 1
         if self._refusals >= self._limit:
             self.waiting_streams.add(event.stream_id)
+
+    def stores_nothing(self, events: Sequence[DueEvent], words: str) -> bool:
+        """The backend accepted none, and wants these again: return whether that is its own fault.
+
+        So it is where more than one event was told so since anything was accepted, as when
+        the proxy has lost its broker. Then their streams wait, and nobody is charged.
+        """
+        failing = {e.seq: e.stream_id for e in events if e.stream_id not in self._failing_streams}
+        self._failing |= failing
+        if not failing or len(self._failing) == 1:
+            return False
+        self.last_refusal = words
+        self._refusals += 1
+        self._refusals_in_pass += 1
+        self._trouble_of_tenant[events[0].tenant_id] += 1
+        self._trouble_of_stream.update(set(failing.values()))
+        self.waiting_streams.update(failing.values())
+        return True
 
     def failed(self, event: DueEvent) -> None:
         """A request that began with this event met an outage."""

@@ -102,10 +102,6 @@ class Flusher:
         self._delivered = 0
         # Whether the pass has sent or written anything: if not, another one would not either.
         self._acted = False
-        # Events (and their streams) that asked for another attempt since anything was accepted;
-        # and streams that did so while others were accepted: it is not the backend.
-        self._failing: dict[int, int] = {}
-        self._failing_streams: set[int] = set()
 
     def flush_once(self) -> Pass:
         """Make one pass and return what it did. Raises `OutboxUnavailable`."""
@@ -143,7 +139,7 @@ class Flusher:
         )
         if link_is_up and self._doubts.last_refusal is not None:
             # Nothing was accepted after the last refusal: is it the event or the backend?
-            outage = Unavailable(f"it refused the last event: {self._doubts.last_refusal}")
+            outage = Unavailable(self._doubts.last_refusal)
             self._doubts.ends_at = self._link.failed(outage, self._clock.steady())
         self._put_off(self._doubts.to_free(), self._clock.steady())
         return Pass(
@@ -250,9 +246,6 @@ class Flusher:
         return self._deliver([suspect])
 
     def _deliver_all(self, ready: Sequence[Ready]) -> bool:
-        # To the end of the pass, even if the doubts end before: a stream of which some
-        # events were passed over must not go on with those behind.
-        self._held_streams |= self._doubts.waiting_streams
         return all(self._deliver(batch) for batch in self._batches(ready))
 
     def _ask_alone(self, suspects: Sequence[Ready]) -> bool:
@@ -289,35 +282,29 @@ class Flusher:
 
     def _settle_answer(self, batch: Sequence[Ready], answer: Answered) -> bool:
         delivered: list[DueEvent] = []
-        deferred: list[Deferral] = []
+        retriable: list[tuple[DueEvent, Retriable]] = []
         rejected: list[tuple[DueEvent, Rejected]] = []
-        buried: list[Burial] = []
         for one, verdict in zip(batch, answer.verdicts, strict=True):
-            event = one.event
             match verdict:
                 case Delivered():
-                    delivered.append(event)
-                case Retriable(detail):
-                    attempts = event.attempts + 1
-                    if attempts >= self._max_attempts:
-                        buried.append(Burial(event, "attempts_exhausted", detail))
-                    else:
-                        until = self._later(self._policy.wait_seconds(attempts))
-                        deferred.append(Deferral(event, until, counts=True))
+                    delivered.append(one.event)
+                case Retriable():
+                    retriable.append((one.event, verdict))
                 case Rejected():
-                    rejected.append((event, verdict))
+                    rejected.append((one.event, verdict))
                 case Undecided():
                     pass
                 case _:
                     assert_never(verdict)
-        if not delivered and self._is_the_backend_failing(batch, answer):
-            self._doubts.failed(batch[0].event)
-            self._pause(Unavailable(f"it stores nothing: {_first_detail(answer)}"))
-            return False
+        if retriable and not delivered:
+            words = f"it stores nothing: {retriable[0][1].detail}"
+            if self._doubts.stores_nothing([event for event, _ in retriable], words):
+                return self._go_on_beside_those_in_doubt(words)
         if len(rejected) == len(batch):
             # Each in its own words, yet the same as to refuse the request.
             _, (reason, detail) = rejected[0]
             return self._settle_refusal(batch, reason, detail)
+        deferred, buried = self._charged(retriable)
         refused = [event for event, _ in rejected]
         self._settle(
             Settlement(delivered=delivered, deferred=deferred, refused=refused, buried=buried)
@@ -327,18 +314,20 @@ class Flusher:
             return False
         return True
 
-    def _is_the_backend_failing(self, batch: Sequence[Ready], answer: Answered) -> bool:
-        """Return whether more than one event asks for another attempt, and none was accepted.
-
-        Then it is an outage, as when the proxy has lost its broker, and charged to nobody.
-        """
-        failing = {
-            one.event.seq: one.event.stream_id
-            for one, verdict in zip(batch, answer.verdicts, strict=True)
-            if isinstance(verdict, Retriable) and one.event.stream_id not in self._failing_streams
-        }
-        self._failing |= failing
-        return bool(failing) and len(self._failing) > 1
+    def _charged(
+        self, retriable: Sequence[tuple[DueEvent, Retriable]]
+    ) -> tuple[list[Deferral], list[Burial]]:
+        """Return who of these is to be tried again, and who has had all its attempts."""
+        deferred: list[Deferral] = []
+        buried: list[Burial] = []
+        for event, (detail,) in retriable:
+            attempts = event.attempts + 1
+            if attempts < self._max_attempts:
+                until = self._later(self._policy.wait_seconds(attempts))
+                deferred.append(Deferral(event, until, counts=True))
+            else:
+                buried.append(Burial(event, "attempts_exhausted", detail))
+        return deferred, buried
 
     def _settle_refusal(self, batch: Sequence[Ready], reason: str, detail: str) -> bool:
         if len(batch) > 1:
@@ -350,11 +339,17 @@ class Flusher:
             self._settle(Settlement(buried=[Burial(event, reason, detail, answers=2)]))
             return True
         self._settle(Settlement(refused_alone=[event]))
-        self._doubts.refused(event, detail, once_more=event.seq in self._suspects)
+        words = f"it refused the last event: {detail}"
+        self._doubts.refused(event, words, once_more=event.seq in self._suspects)
+        return self._go_on_beside_those_in_doubt(words)
+
+    def _go_on_beside_those_in_doubt(self, words: str) -> bool:
+        # To the end of the pass, even if the doubts end before: a stream of which some
+        # events were passed over must not go on with those behind.
         self._held_streams |= self._doubts.waiting_streams
         if not self._doubts.is_the_backend():
             return True
-        self._pause(Unavailable(f"it refuses everything: {detail}"))
+        self._pause(Unavailable(words))
         return False
 
     def _settle(self, settlement: Settlement) -> None:
@@ -366,9 +361,6 @@ class Flusher:
         self._held_streams.update(deferral.event.stream_id for deferral in settlement.deferred)
         if settlement.delivered:
             self._delivered += len(settlement.delivered)
-            self._failing_streams.update(self._failing.values())
-            self._failing.clear()
-            self._failing_streams.difference_update(e.stream_id for e in settlement.delivered)
             self._doubts.accepted(settlement.delivered)
             if len(settlement.delivered) >= self._batch_size_now:
                 step = -(-self._batch_size // _STEPS_TO_FULL_SIZE)
@@ -392,7 +384,3 @@ class Flusher:
 
     def _later(self, seconds: float) -> int:
         return self._clock.steady() + round(seconds * 1000)
-
-
-def _first_detail(answer: Answered) -> str:
-    return next(v.detail for v in answer.verdicts if isinstance(v, Retriable))
