@@ -8,11 +8,21 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-__all__ = ["count_in_ledger", "forget_keys", "sweep_keys"]
+__all__ = ["accepted_events", "count_in_ledger", "forget_keys", "sweep_keys"]
 
 _DAY_MILLISECONDS = 86_400_000
 # Old keys looked through at one settling: many times what a settling adds to them.
 _KEYS_A_SWEEP = 20_000
+
+
+def accepted_events(connection: sqlite3.Connection) -> int:
+    """Return how many events were ever accepted: the highest seq, which has no gap."""
+    (accepted,) = connection.execute(
+        """
+        SELECT max(last_seq, coalesce((SELECT max(seq) FROM events), 0)) FROM outbox
+        """
+    ).fetchone()
+    return int(accepted)
 
 
 def count_in_ledger(

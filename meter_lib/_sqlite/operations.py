@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.ledger import count_in_ledger, forget_keys
+from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_keys
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
 from meter_migrations import LATEST
 
@@ -34,13 +34,9 @@ class SqliteOperations:
     def status(self) -> OutboxStatus:
         """Return the outbox at this instant; see `Operations.status`."""
         with self._database.read() as connection:
-            (outbox_id, accepted, dead, delivered, removed) = connection.execute(
-                """
-                SELECT outbox_id,
-                       max(last_seq, coalesce((SELECT max(seq) FROM events), 0)),
-                       dead_events, delivered_events, removed_events
-                FROM outbox
-                """
+            accepted = accepted_events(connection)
+            (outbox_id, dead, delivered, removed) = connection.execute(
+                "SELECT outbox_id, dead_events, delivered_events, removed_events FROM outbox"
             ).fetchone()
             (refused, in_doubt) = connection.execute(
                 """

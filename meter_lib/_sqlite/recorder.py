@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.ledger import accepted_events
 from meter_lib.errors import KeyConflict
 from meter_lib.usage import digest
 
@@ -48,7 +49,7 @@ class SqliteRecorder:
             if self._streams_of != self._database.times_opened:
                 self._streams, self._streams_of = {}, self._database.times_opened
             streams = self._streams
-            seq = _last_seq(connection)
+            seq = accepted_events(connection)
             for index, event in enumerate(events):
                 event_time = event.event_time(now)
                 if event.idempotency_key is not None:
@@ -130,15 +131,6 @@ def _log_bytes(events: Sequence[UsageEvent]) -> int:
         if event.idempotency_key is not None:
             total += _KEY_LOG_BYTES + 2 * len(event.idempotency_key)
     return total
-
-
-def _last_seq(connection: sqlite3.Connection) -> int:
-    (last_seq,) = connection.execute(
-        """
-        SELECT max(last_seq, coalesce((SELECT max(seq) FROM events), 0)) FROM outbox
-        """
-    ).fetchone()
-    return int(last_seq)
 
 
 def _known(connection: sqlite3.Connection, event: UsageEvent, index: int) -> Receipt | None:

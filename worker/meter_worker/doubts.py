@@ -23,7 +23,7 @@ _FIRST_LIMIT = 2
 # not sent much.
 _FIRST_STEP = 2
 _LONGEST_STEP = 16
-# As many streams as one device has meters have been refused: it is the backend.
+# Refusals in one pass after which it is taken for the backend, whichever streams they met.
 _REFUSALS_A_PASS = 20
 
 
