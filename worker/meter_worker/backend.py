@@ -16,6 +16,7 @@ __all__ = [
     "AccountFound",
     "AccountUnknown",
     "AccountsApi",
+    "Ambiguous",
     "Answered",
     "Backend",
     "Delivered",
@@ -79,6 +80,8 @@ class Unavailable(NamedTuple):
     detail: str
     retry_after_seconds: float | None = None
     timed_out: bool = False
+    wants_an_operator: bool = False
+    """True where waiting alone will hardly help: a redirect, missing rights, a wrong URL."""
 
 
 class Answered(NamedTuple):
@@ -98,18 +101,27 @@ class Refused(NamedTuple):
     detail: str
 
 
+class Ambiguous(NamedTuple):
+    """Some of it is stored, and nobody can tell which records: only those sent alone can be told."""
+
+    detail: str
+
+
 class Interrupted(NamedTuple):
     """We broke it off ourselves. Whether anything was stored is unknown."""
 
 
-Outcome: TypeAlias = "Answered | Refused | Unavailable | Interrupted"
+Outcome: TypeAlias = "Answered | Refused | Ambiguous | Unavailable | Interrupted"
 
 
 class Backend(Protocol):
     """Where events are delivered to."""
 
     def deliver(self, request: Request) -> Outcome:
-        """Send the request once and return what became of it; raise nothing."""
+        """Send the request once and return what became of it; raise nothing.
+
+        May be called from several threads at once.
+        """
         ...
 
     def interrupt(self) -> None:
