@@ -33,6 +33,7 @@ __all__ = [
     "Recorder",
     "Selector",
     "Settlement",
+    "Unanswered",
 ]
 
 
@@ -72,8 +73,26 @@ class DueEvent(NamedTuple):
     total_usage: int | None
     payload: str
     attempts: int
+    customer_id: str | None
+    """JSON text of the customer it was sent with before, and is sent with again, if it was."""
+    lone_refusal: int | None
+    """Which lone refusal the first of its own was, counted over all events; 0 where it was
+    refused or asked for again in an answer that accepted others."""
+    proven: bool
+    """Something was accepted that was sent after that: it is not the backend."""
+    fresh: bool
+    """Nobody has set it aside so far."""
     held: bool
     """True where an earlier event of its stream waits: it must queue behind that one."""
+
+
+class Unanswered(NamedTuple):
+    """A request that was sent, and of which nobody knows what became of it."""
+
+    idempotency_key: str
+    customer_id: str
+    """JSON text of the customer id that its records carry."""
+    events: Sequence[DueEvent]
 
 
 class Deferral(NamedTuple):
@@ -83,6 +102,11 @@ class Deferral(NamedTuple):
     until: int
     counts: bool
     """True for a verdict of the backend on this event; false where the cause lies elsewhere."""
+    alone: bool = False
+    """True where that verdict was on this event alone: one of the two that condemn it."""
+    beside_others: bool = False
+    """True where others were accepted in the same answer, which is proof enough: it is not
+    the backend."""
 
 
 class Burial(NamedTuple):
@@ -97,7 +121,7 @@ class Burial(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """What became of events that were due; whatever it does not name stays as it was."""
+    """What became of a request's events; whatever it does not name stays as it was."""
 
     delivered: Sequence[DueEvent] = ()
     deferred: Sequence[Deferral] = ()
@@ -105,6 +129,14 @@ class Settlement(NamedTuple):
     """Refused by the backend in company: each is to be asked about alone."""
     refused_alone: Sequence[DueEvent] = ()
     buried: Sequence[Burial] = ()
+    answered: Unanswered | None = None
+    """The request that was answered: those of its events that stay keep its customer."""
+    left_open: Unanswered | None = None
+    """The part of it of which the answer says nothing."""
+    proves: int = 0
+    """Up to which lone refusal the delivered events are the proof: what `begin` returned."""
+    recovers: bool = True
+    """Whether that something was delivered shows the link `events` to be up."""
 
 
 class Link(NamedTuple):
@@ -128,6 +160,8 @@ class Account(NamedTuple):
     answered_at: int
     misses: int
     """Answers in a row that there is no such account."""
+    ask_again_at: int | None = None
+    """When an unknown account may be asked for again."""
 
 
 class Delivery(Protocol):
@@ -136,6 +170,10 @@ class Delivery(Protocol):
     @property
     def outbox_id(self) -> str:
         """Return the outbox's own name, made with it and never changed."""
+        ...
+
+    def accepted(self) -> int:
+        """Return how many events were ever accepted, which is the seq of the latest."""
         ...
 
     def try_hold(self) -> bool:
@@ -151,30 +189,55 @@ class Delivery(Protocol):
         ...
 
     def due(
-        self, *, now: int, limit: int, max_bytes: int, beside: Sequence[str] = ()
+        self,
+        *,
+        now: int,
+        limit: int,
+        max_bytes: int,
+        after: int = 0,
+        beside: Sequence[int] = (),
     ) -> list[DueEvent]:
         """Return what may be delivered now, oldest first within a stream; change nothing.
 
-        At most `limit` events and, beyond the first, `max_bytes` of payload. Events
-        of held streams come flagged, to be put behind their stream with `queue`. Those of
-        the tenants `beside` are passed over.
+        First those set aside whose wait is over, save those of the streams `beside`; then
+        fresh ones with a seq `after` that one, flagged where their stream is held: they
+        must be put behind it with `queue`. At most `limit` events and, beyond the first,
+        `max_bytes` of payload.
         """
-        ...
-
-    def queue(self, events: Sequence[DueEvent]) -> None:
-        """Put events of held streams behind those that wait, so that others overtake them."""
         ...
 
     def suspects(self, *, limit: int, proven_only: bool) -> list[DueEvent]:
         """Return refused events that are to be asked about alone, oldest first.
 
-        With `proven_only`, just those after whose lone refusal another event was
-        delivered (and those not yet refused alone): the next refusal condemns them.
+        With `proven_only`, just those after whose lone refusal something was sent and
+        accepted (the next refusal condemns them), and those not yet refused alone.
         """
         ...
 
-    def refused_before(self, event: DueEvent) -> bool:
-        """Return whether it was refused alone, and another event delivered after that."""
+    def queue(
+        self, events: Sequence[DueEvent], *, until: int = 0, customer_id: str | None = None
+    ) -> None:
+        """Set events aside: behind those of their stream that wait, and not before `until`.
+
+        `customer_id` is that with which they were sent before, if they were.
+        """
+        ...
+
+    def unanswered(self) -> list[Unanswered]:
+        """Return the requests that were begun and not answered, oldest first.
+
+        Each with those of its events that are still here.
+        """
+        ...
+
+    def begin(self, requests: Sequence[Unanswered], *, forget: Sequence[str] = ()) -> int:
+        """Write that these requests are about to be sent, before they are.
+
+        The requests with the keys `forget`, whose events these carry instead, are
+        forgotten. Return how many lone refusals there have been: if something of these is
+        accepted, it proves that many. Not synced: after a power cut their events are as
+        they were before.
+        """
         ...
 
     def settle(self, settlement: Settlement, *, now: int) -> None:

@@ -41,7 +41,7 @@ class SqliteOperations:
             (refused, in_doubt) = connection.execute(
                 """
                 SELECT count(*),
-                       coalesce(sum(refused_after >= (SELECT delivered_events FROM outbox)), 0)
+                       coalesce(sum(lone_refusal > (SELECT proven_to FROM outbox)), 0)
                 FROM events WHERE state = 'refused'
                 """
             ).fetchone()
@@ -148,7 +148,7 @@ class SqliteOperations:
                 changed = connection.execute(
                     """
                     UPDATE events
-                    SET state = 'deferred', attempts = 0, refused_after = NULL,
+                    SET state = 'deferred', attempts = 0, lone_refusal = NULL,
                         reason = NULL, detail = NULL, dead_at = NULL
                     WHERE seq = ? AND state = 'dead'
                     """,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meter_lib._sqlite import SqliteOutbox
 from meter_lib.outbox import Selector
+from meter_lib.settings import Settings
 from meter_lib.usage import usage_event
-from meter_worker.accounts import CustomerAccounts
-from meter_worker.backend import Unavailable
-from meter_worker.flusher import Flusher
-from meter_worker.links import LinkKeeper
-from meter_worker.retry_policy import RetryPolicy
+from meter_worker.assembly import flusher_over
+from meter_worker.backend import Interrupted, Unavailable
 from tests.fakes import ManualClock, ScriptedAccounts, ScriptedBackend
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meter_lib.outbox import DeadLetter, Link
-    from meter_worker.flusher import Pass
+    from meter_worker.flusher import Flusher
 
 MIB = 1024 * 1024
 BASE = 10.0
@@ -28,35 +26,36 @@ DOWN = Unavailable("HTTP 503: down")
 LATE = Unavailable("no whole answer within 130 s", timed_out=True)
 
 
+class Pass(NamedTuple):
+    """What one pass did: calls made one after the other, until there are none."""
+
+    delivered: int
+    progressed: bool
+    next_at: int | None
+
+
 class Bench:
     """A flusher over a real outbox, with a backend and a clock in hand."""
 
-    def __init__(self, path: Path, **limits: int) -> None:
+    def __init__(self, path: Path, **settings: Any) -> None:
         self.path = str(path)
         self.outbox = SqliteOutbox(self.path, max_bytes=64 * MIB)
         self.clock = ManualClock()
         self.backend = ScriptedBackend()
         self.accounts = ScriptedAccounts()
-        self.limits = {"batch_size": 500, "batch_bytes": 1_000_000, "max_attempts": 10} | limits
+        usual = {
+            "backoff_base": BASE,
+            "backoff_max": LONGEST,
+            "reconnect_spread": 0,
+            "max_in_flight": 1,
+        }
+        self.settings = Settings(outbox=self.path, **usual | settings)
         self.flusher = self.restarted()
 
     def restarted(self) -> Flusher:
         """Another flusher over the same outbox, as after a restart of the worker."""
-        policy = RetryPolicy(base_seconds=BASE, max_seconds=LONGEST)
-
-        def link(name: str) -> LinkKeeper:
-            return LinkKeeper(self.outbox, name, policy, longest_wait_seconds=LONGEST)
-
-        accounts = CustomerAccounts(
-            self.outbox,
-            self.accounts,
-            link("accounts"),
-            policy,
-            ttl_seconds=3600,
-            clock=self.clock,
-        )
-        self.flusher = Flusher(
-            self.outbox, self.backend, accounts, link("events"), policy, self.clock, **self.limits
+        self.flusher = flusher_over(
+            self.settings, self.outbox, self.backend, self.accounts, self.clock
         )
         return self.flusher
 
@@ -67,8 +66,20 @@ class Bench:
         self.outbox.append(events, now=self.clock.now())
 
     def flush(self) -> Pass:
-        """Make one pass."""
-        return self.flusher.flush_once()
+        """Make one pass: ask what there is to ask, and once more until nothing is left."""
+        delivered = 0
+        progressed = False
+        for _ in range(100_000):
+            calls = self.flusher.start()
+            for call in calls:
+                answer = call.make()
+                delivered += self.flusher.finish(call, answer)
+                progressed |= not isinstance(answer, Interrupted)
+                if isinstance(answer, Interrupted):
+                    return Pass(delivered, progressed, self.flusher.next_at)
+            if not calls and not self.flusher.sees_more:
+                return Pass(delivered, progressed, self.flusher.next_at)
+        raise AssertionError("the flusher finds work for ever")
 
     def flush_all(self) -> int:
         """Make passes at this instant until there is nothing more to do; return how many."""

@@ -147,7 +147,8 @@ def test_an_outage_of_the_accounts_api_holds_only_who_must_be_asked_about(bench:
     bench.accounts.answers.clear()
     bench.wait()
     bench.flush_all()
-    assert bench.backend.stored_keys == ["known1", "known2", "x1", "y1"]
+    assert bench.backend.stored_keys[:2] == ["known1", "known2"]
+    assert sorted(bench.backend.stored_keys[2:]) == ["x1", "y1"]
     assert bench.outbox.link("accounts").failures == 0
 
 

@@ -28,6 +28,10 @@ def due(key: str = "key-1", seq: int = 7, **arguments: Any) -> DueEvent:
         total_usage=event.total_usage,
         payload=event.payload,
         attempts=0,
+        customer_id=None,
+        lone_refusal=None,
+        proven=False,
+        fresh=True,
         held=False,
     )
 

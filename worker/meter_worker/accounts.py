@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from meter_lib.outbox import Account
 from meter_worker.backend import AccountFound, AccountUnknown, Interrupted, Unavailable
+from meter_worker.exhaustive import assert_never
 
 if TYPE_CHECKING:
     from meter_lib.clock import Clock
     from meter_lib.outbox import Delivery
-    from meter_worker.backend import AccountsApi
+    from meter_worker.backend import AccountAnswer
     from meter_worker.links import LinkKeeper
     from meter_worker.retry_policy import RetryPolicy
 
-__all__ = ["Customer", "CustomerAccounts", "NoAnswer", "NoCustomer", "WhoPays"]
+__all__ = ["AskNow", "AskedLater", "Customer", "CustomerAccounts", "Unknown", "WhoPays"]
 
 _logger = logging.getLogger("meter_worker")
 
@@ -27,8 +28,19 @@ class Customer(NamedTuple):
     """JSON text of the id."""
 
 
-class NoCustomer(NamedTuple):
-    """The accounts API says that there is no such account."""
+class AskNow(NamedTuple):
+    """The accounts API is to be asked."""
+
+
+class AskedLater(NamedTuple):
+    """The accounts API is not to be asked now: it failed, for this tenant or for any."""
+
+    until: int
+    """When it may be asked again (milliseconds, steady time)."""
+
+
+class Unknown(NamedTuple):
+    """The accounts API said that there is no such account."""
 
     misses: int
     """How often in a row it has said so."""
@@ -37,14 +49,7 @@ class NoCustomer(NamedTuple):
     """When it is asked again (milliseconds, steady time)."""
 
 
-class NoAnswer(NamedTuple):
-    """The accounts API is not to be asked now, or said nothing of use."""
-
-    until: int
-    """When it may be asked again (milliseconds, steady time)."""
-
-
-WhoPays: TypeAlias = "Customer | NoCustomer | NoAnswer | Interrupted"
+WhoPays: TypeAlias = "Customer | AskNow | AskedLater | Unknown"
 
 
 class CustomerAccounts:
@@ -53,64 +58,80 @@ class CustomerAccounts:
     def __init__(
         self,
         outbox: Delivery,
-        api: AccountsApi,
         link: LinkKeeper,
         policy: RetryPolicy,
         *,
         ttl_seconds: float,
+        longest_wait_seconds: float,
         clock: Clock,
     ) -> None:
         self._outbox = outbox
-        self._api = api
         self._link = link
         self._policy = policy
-        self._ttl = ttl_seconds * 1000
+        self._ttl = round(ttl_seconds * 1000)
+        self._longest_wait = round(longest_wait_seconds * 1000)
         self._clock = clock
-        # Tenants without an account. Lost with the process: then each is asked once more.
-        self._ask_again_at: dict[str, int] = {}
+        # What the accounts API said of tenants without one, in its own words.
+        self._details: dict[str, str] = {}
+        # Tenants whose look-up failed: each behind those that were not asked about since.
+        self._failed: dict[str, int] = {}
 
     def who_pays(self, tenant_id: str) -> WhoPays:
-        """Return the tenant's customer, from the outbox if fresh, else by asking once."""
+        """Return the tenant's customer as last answered, or what to do about not knowing."""
         now = self._clock.steady()
         known = self._outbox.account(tenant_id)
         # An answer from the future was written by a clock that has been set back since.
         if known and known.customer_id and 0 <= now - known.answered_at <= self._ttl:
             return Customer(known.customer_id)
+        until = known.ask_again_at if known else None
+        # Longer than any wait we set: the clock was set back between two processes.
+        if known and until is not None and now < until <= now + self._longest_wait:
+            return Unknown(known.misses, self._details.get(tenant_id, "no account"), until)
         paused_until = self._link.paused_until(now)
-        if paused_until is not None:
-            return NoAnswer(paused_until)
-        # Whatever asks: each answer that is counted has had its wait.
-        ask_again_at = self._ask_again_at.get(tenant_id, now)
-        if now < ask_again_at:
-            return NoAnswer(ask_again_at)
-        answer = self._api.look_up(tenant_id)
+        return AskNow() if paused_until is None else AskedLater(paused_until)
+
+    def turn(self, tenant_id: str) -> int:
+        """Sort the tenants to be asked about: those whose look-up has failed least come first."""
+        return self._failed.get(tenant_id, 0)
+
+    @property
+    def outage(self) -> int:
+        """Which outage of the accounts API it is: note it with each question."""
+        return self._link.outage
+
+    def answered(self, tenant_id: str, answer: AccountAnswer, *, sent_in: int) -> None:
+        """Write down what the accounts API said of the tenant."""
         now = self._clock.steady()
+        known = self._outbox.account(tenant_id)
         match answer:
             case AccountFound(customer_id):
                 self._link.succeeded(now)
+                self._failed.pop(tenant_id, None)
+                self._details.pop(tenant_id, None)
                 self._outbox.set_account(tenant_id, Account(customer_id, now, 0))
-                self._ask_again_at.pop(tenant_id, None)
-                return Customer(customer_id)
             case AccountUnknown(detail):
                 self._link.succeeded(now)
+                self._failed.pop(tenant_id, None)
+                self._details[tenant_id] = detail
                 misses = 1 + (known.misses if known else 0)
-                self._outbox.set_account(tenant_id, Account(None, now, misses))
-                until = now + round(self._policy.wait_seconds(misses) * 1000)
-                self._ask_again_at[tenant_id] = until
+                until = now + max(1, round(self._policy.wait_seconds(misses) * 1000))
+                self._outbox.set_account(tenant_id, Account(None, now, misses, until))
                 _logger.warning(
                     "tenant %r has no customer account, answer %d in a row: %s",
                     tenant_id,
                     misses,
                     detail,
                 )
-                return NoCustomer(misses, detail, until)
             case Unavailable():
-                # Behind the tenants that were not asked about, should it be this one's fault.
-                return NoAnswer(self._link.failed(answer, now) + 1)
+                self._failed[tenant_id] = self._failed.get(tenant_id, 0) + 1
+                self._link.failed(answer, now, sent_in=sent_in)
             case Interrupted():
-                return answer
+                pass
+            case _:
+                assert_never(answer)
 
     def start_over(self, tenant_id: str) -> None:
         """Forget how often the tenant's account was missed, once its events have been buried."""
-        self._outbox.set_account(tenant_id, Account(None, self._clock.steady(), 0))
-        self._ask_again_at.pop(tenant_id, None)
+        known = self._outbox.account(tenant_id)
+        if known is not None:
+            self._outbox.set_account(tenant_id, known._replace(misses=0))

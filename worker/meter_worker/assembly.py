@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
 from meter_worker.accounts import CustomerAccounts
+from meter_worker.departures import Departures
 from meter_worker.flush_loop import FlushLoop
 from meter_worker.flusher import Flusher
 from meter_worker.http_link import HttpLink
 from meter_worker.links import LinkKeeper
+from meter_worker.pace import Pace
+from meter_worker.payers import Payers
 from meter_worker.rest_backend import RestAccounts, RestBackend
 from meter_worker.retry_policy import RetryPolicy
 
 if TYPE_CHECKING:
+    from meter_lib.clock import Clock
+    from meter_lib.outbox import Delivery
     from meter_lib.settings import Settings
+    from meter_worker.backend import AccountsApi, Backend
 
-__all__ = ["NOT_USED_YET", "flush_loop"]
+__all__ = ["NOT_USED_YET", "flush_loop", "flusher_over"]
 
 _logger = logging.getLogger("meter_worker")
 
@@ -26,9 +32,6 @@ _logger = logging.getLogger("meter_worker")
 NOT_USED_YET = (
     "dedupe_window",
     "dialect",
-    "max_in_flight",
-    "rate",
-    "reconnect_spread",
     "when_full",
 )
 
@@ -40,10 +43,6 @@ def flush_loop(settings: Settings) -> FlushLoop:
             _logger.warning("METER_%s is set, but this version does not use it", field.upper())
     clock = SystemClock()
     outbox = open_outbox(settings)
-    policy = RetryPolicy(
-        base_seconds=settings.backoff_base,
-        max_seconds=settings.backoff_max,
-    )
     backend = RestBackend(
         _http_link(settings, settings.stream_token),
         stream_url=settings.stream_url,
@@ -62,34 +61,69 @@ def flush_loop(settings: Settings) -> FlushLoop:
             _http_link(settings, None), base_url=settings.accounts_url, clock=clock
         )
 
-    def link(name: str) -> LinkKeeper:
-        return LinkKeeper(outbox, name, policy, longest_wait_seconds=settings.backoff_max)
-
-    accounts = CustomerAccounts(
-        outbox,
-        accounts_api,
-        link("accounts"),
-        policy,
-        ttl_seconds=settings.account_ttl,
-        clock=clock,
-    )
-    flusher = Flusher(
-        outbox,
-        backend,
-        accounts,
-        link("events"),
-        policy,
-        clock,
-        batch_size=settings.batch_size,
-        batch_bytes=settings.batch_bytes,
-        max_attempts=settings.max_attempts,
-    )
+    flusher = flusher_over(settings, outbox, backend, accounts_api, clock)
     return FlushLoop(
         outbox,
         flusher,
         clock,
         interrupt=(backend.interrupt, accounts_api.interrupt),
         poll_seconds=settings.poll_interval,
+    )
+
+
+def flusher_over(
+    settings: Settings,
+    outbox: Delivery,
+    backend: Backend,
+    accounts_api: AccountsApi,
+    clock: Clock,
+) -> Flusher:
+    """Return the flusher that delivers from this outbox to these peers, by these settings."""
+    policy = RetryPolicy(
+        base_seconds=settings.backoff_base,
+        max_seconds=settings.backoff_max,
+    )
+
+    def link(name: str) -> LinkKeeper:
+        return LinkKeeper(
+            outbox,
+            name,
+            policy,
+            longest_wait_seconds=settings.backoff_max,
+            spread_seconds=settings.reconnect_spread,
+        )
+
+    accounts = CustomerAccounts(
+        outbox,
+        link("accounts"),
+        policy,
+        ttl_seconds=settings.account_ttl,
+        longest_wait_seconds=settings.backoff_max,
+        clock=clock,
+    )
+    pace = Pace(
+        batch_size=settings.batch_size, batch_bytes=settings.batch_bytes, rate=settings.rate
+    )
+    payers = Payers(outbox, accounts, max_attempts=settings.max_attempts)
+    departures = Departures(
+        outbox,
+        payers,
+        pace,
+        max_in_flight=settings.max_in_flight,
+        max_attempts=settings.max_attempts,
+    )
+    return Flusher(
+        outbox,
+        backend,
+        accounts_api,
+        payers,
+        departures,
+        link("events"),
+        policy,
+        pace,
+        clock,
+        max_in_flight=settings.max_in_flight,
+        max_attempts=settings.max_attempts,
     )
 
 

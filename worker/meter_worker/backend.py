@@ -102,7 +102,7 @@ class Refused(NamedTuple):
 
 
 class Ambiguous(NamedTuple):
-    """Some of it is stored, and nobody can tell which records: only those sent alone can be told."""
+    """Some of it is stored, and nobody can tell which records: only of lone ones it can be told."""
 
     detail: str
 

@@ -1,4 +1,4 @@
-"""The only place that waits: one pass after the other, until told to stop."""
+"""The only place that waits: for answers, for the next instant, until told to stop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 from meter_lib.errors import OutboxUnavailable, SchemaTooNew
+from meter_worker.couriers import Couriers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meter_lib.clock import Clock
     from meter_lib.outbox import Outbox
+    from meter_worker.couriers import Made
     from meter_worker.flusher import Flusher
 
 __all__ = ["FlushLoop"]
@@ -24,10 +26,12 @@ _logger = logging.getLogger("meter_worker")
 _TAKEOVER_POLL_SECONDS = 0.2
 # After the outbox itself failed (disk full, file locked), before it is tried again.
 _OUTBOX_RETRY_SECONDS = 1.0
+# At a stop, for requests that are being broken off to come back.
+_LAST_ANSWERS_SECONDS = 0.5
 
 
 class FlushLoop:
-    """Holds an outbox and flushes it, in whatever thread calls `run`."""
+    """Holds an outbox and delivers from it, in whatever thread calls `run`."""
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class FlushLoop:
         self._clock = clock
         self._interrupt = interrupt
         self._poll_seconds = poll_seconds
+        self._couriers = Couriers()
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -55,18 +60,21 @@ class FlushLoop:
                 return
             _logger.info("delivering from %s", self.outbox.location)
             while not self._stopping.is_set():
-                self._pause(self._flush_once())
+                self._take_back(self._send_out())
+            self._take_back_the_last()
         finally:
+            self._couriers.dismiss()
             self.outbox.close()
 
     def stop(self) -> None:
-        """Make `run` return soon, from any thread; a request under way is broken off.
+        """Make `run` return soon, from any thread; requests under way are broken off.
 
-        What it carried stays in the outbox and is sent again, under the same keys.
+        What they carried stays in the outbox and is sent again, under the same keys.
         """
         self._stopping.set()
         for interrupt in self._interrupt:
             interrupt()
+        self._couriers.wake()
 
     def _wait_for_hold(self) -> bool:
         waiting_for = None
@@ -91,25 +99,45 @@ class FlushLoop:
             self._stopping.wait(_TAKEOVER_POLL_SECONDS)
         return False
 
-    def _flush_once(self) -> float:
-        """Make a pass and return how many seconds to wait before the next one."""
+    def _send_out(self) -> float:
+        """Send out what is to be asked now; return for how many seconds to wait for answers."""
         try:
-            done = self._flusher.flush_once()
+            calls = self._flusher.start()
         except OutboxUnavailable as error:
             _logger.error("delivery waits for the outbox: %s", error)
             return _OUTBOX_RETRY_SECONDS
-        if done.delivered:
-            _logger.info("delivered %d events", done.delivered)
-        if done.progressed:
+        for call in calls:
+            self._couriers.send_out(call)
+        if self._flusher.sees_more:
             return 0.0
         until_next = self._poll_seconds
-        if done.next_at is not None:
-            until_next = min(until_next, max(0.0, (done.next_at - self._clock.steady()) / 1000))
+        if self._flusher.next_at is not None:
+            left = (self._flusher.next_at - self._clock.steady()) / 1000
+            until_next = min(until_next, max(0.0, left))
         return until_next
 
-    def _pause(self, seconds: float) -> None:
-        if seconds > 0:
-            self._stopping.wait(seconds)
-        else:
-            # Let the other threads of an embedding program have a turn.
-            time.sleep(0)
+    def _take_back(self, seconds: float) -> None:
+        """Wait for an answer so long, and write what became of all that have come in."""
+        delivered = 0
+        made = self._couriers.back(seconds)
+        while made is not None:
+            delivered += self._finish(made)
+            made = self._couriers.back(0.0)
+        if delivered:
+            _logger.info("delivered %d events", delivered)
+
+    def _take_back_the_last(self) -> None:
+        # Those that were answered just before the stop need not be sent again. Whatever cannot
+        # be broken off, such as connecting, is left behind.
+        deadline = time.monotonic() + _LAST_ANSWERS_SECONDS
+        while self._couriers.under_way and (left := deadline - time.monotonic()) > 0:
+            self._take_back(left)
+
+    def _finish(self, made: Made) -> int:
+        if made.answer is None:
+            raise made.fault or AssertionError("a call came back empty-handed")
+        try:
+            return self._flusher.finish(made.call, made.answer)
+        except OutboxUnavailable as error:
+            _logger.error("delivery waits for the outbox: %s", error)
+            return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING
 
 from meter_worker.retry_policy import LONGEST_RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
-    from meter_lib.outbox import Delivery
+    from meter_lib.outbox import Delivery, Link
     from meter_worker.backend import Unavailable
     from meter_worker.retry_policy import RetryPolicy
 
@@ -16,17 +17,35 @@ __all__ = ["LinkKeeper"]
 
 _logger = logging.getLogger("meter_worker")
 
+# The spread is at most this part of the outage: nobody waits long after a short one.
+_SPREAD_OF_OUTAGE = 10
+
 
 class LinkKeeper:
-    """Decides when a peer may be tried again. Instants are milliseconds of steady time."""
+    """Decides when a peer may be tried again. Instants are milliseconds of steady time.
+
+    Several requests may be under way when a peer goes down. What happens to those that
+    were sent before the last failure belongs to the same outage: it neither counts as
+    another failure nor shows that the peer is back.
+    """
 
     def __init__(
-        self, outbox: Delivery, name: str, policy: RetryPolicy, *, longest_wait_seconds: float
+        self,
+        outbox: Delivery,
+        name: str,
+        policy: RetryPolicy,
+        *,
+        longest_wait_seconds: float,
+        spread_seconds: float = 0.0,
     ) -> None:
         self._outbox = outbox
         self._name = name
         self._policy = policy
-        self._longest_wait = 1000 * max(longest_wait_seconds, LONGEST_RETRY_AFTER_SECONDS)
+        self._spread_seconds = spread_seconds
+        longest = max(longest_wait_seconds, LONGEST_RETRY_AFTER_SECONDS) + spread_seconds
+        self._longest_wait = 1000 * longest
+        self.outage = 0
+        """Which outage it is, in this process: note it with each request that is sent."""
 
     def is_down(self) -> bool:
         """Return whether the last attempt failed."""
@@ -50,26 +69,56 @@ class LinkKeeper:
                 )
             )
 
-    def failed(self, outage: Unavailable, now: int) -> int:
-        """Write that the peer failed once more and return when it may be tried again."""
+    def failed(self, outage: Unavailable, now: int, *, sent_in: int | None = None) -> int:
+        """Write that the peer failed once more and return when it may be tried again.
+
+        `sent_in` is the `outage` noted when the request was sent, if there was one.
+        """
         link = self._outbox.link(self._name)
-        failures = link.failures + 1
+        is_same = sent_in is not None and sent_in != self.outage and link.failures > 0
+        failures = link.failures + (not is_same)
+        down_since = now if link.down_since is None else link.down_since
         wait = self._policy.wait_seconds(failures, retry_after_seconds=outage.retry_after_seconds)
+        wait += self._spread(down_since, lasted=(now - down_since) / 1000 + wait)
         next_attempt_at = now + round(wait * 1000)
+        if is_same:
+            # It only lengthens the pause, where it was told to.
+            asked_for = outage.retry_after_seconds is not None
+            paused_until = link.next_attempt_at or next_attempt_at
+            next_attempt_at = max(paused_until, next_attempt_at) if asked_for else paused_until
+        self.outage += not is_same
         self._outbox.set_link(
             link._replace(
                 failures=failures,
-                down_since=now if link.down_since is None else link.down_since,
+                down_since=down_since,
                 next_attempt_at=next_attempt_at,
                 last_error=outage.detail,
                 last_error_at=now,
             )
         )
-        _logger.warning(
+        if not is_same:
+            self._log(link, outage, wait, failures)
+        return next_attempt_at
+
+    def _spread(self, down_since: int, *, lasted: float) -> float:
+        """Return this device's own share of the time over which a fleet comes back, in seconds.
+
+        Drawn from the outbox's name and the outage, so that a restart does not change it
+        and the same device is not always the last.
+        """
+        longest = min(self._spread_seconds, lasted / _SPREAD_OF_OUTAGE)
+        if longest <= 0:
+            return 0.0
+        seed = f"{self._outbox.outbox_id} {down_since}".encode()
+        return longest * int.from_bytes(hashlib.sha256(seed).digest()[:4], "big") / 2**32
+
+    def _log(self, link: Link, outage: Unavailable, wait: float, failures: int) -> None:
+        is_news = failures == 1 or outage.detail != link.last_error
+        _logger.log(
+            logging.ERROR if outage.wants_an_operator and is_news else logging.WARNING,
             "%s: no delivery for %.1f s, failure %d in a row: %s",
             self._name,
             wait,
             failures,
             outage.detail,
         )
-        return next_attempt_at

@@ -1,0 +1,192 @@
+"""Writes what became of events: the SQL at the end of a delivery."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meter_lib._sqlite.frontier import advance_frontier
+from meter_lib._sqlite.ledger import count_in_ledger, forget_keys, sweep_keys
+from meter_lib._sqlite.unanswered import forget_unanswered, write_unanswered
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from meter_lib.outbox import Deferral, DueEvent, Settlement
+
+__all__ = ["events_of", "settle"]
+
+
+def settle(
+    connection: sqlite3.Connection, settlement: Settlement, *, now: int, remembered_keys: int
+) -> None:
+    """Write a settlement within the caller's transaction; see `Delivery.settle`."""
+    _deliver(connection, settlement, now)
+    if settlement.delivered:
+        sweep_keys(connection, remembered_keys)
+    customer = settlement.answered.customer_id if settlement.answered else None
+    for deferral in settlement.deferred:
+        _defer(connection, deferral, customer)
+    connection.executemany(
+        """
+        UPDATE streams SET held_until = ?
+        WHERE stream_id = ?
+          AND EXISTS (SELECT 1 FROM events
+                      WHERE events.stream_id = streams.stream_id AND state = 'deferred')
+        """,
+        [(deferral.until, deferral.event.stream_id) for deferral in settlement.deferred],
+    )
+    # Where others were accepted in the same answer, no refusal needs that number for its proof.
+    beside_others = 0 if settlement.delivered else None
+    connection.executemany(
+        """
+        UPDATE events
+        SET state = 'refused', customer_id = coalesce(customer_id, ?),
+            lone_refusal = coalesce(lone_refusal, ?)
+        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+        """,
+        [
+            (customer, beside_others, event.seq, event.idempotency_key)
+            for event in settlement.refused
+        ],
+    )
+    for event in settlement.refused_alone:
+        _refuse_alone(connection, event, customer)
+    for event, reason, detail, answers in settlement.buried:
+        buried = connection.execute(
+            """
+            UPDATE events
+            SET state = 'dead', reason = ?, detail = ?, dead_at = ?, attempts = attempts + ?,
+                customer_id = coalesce(customer_id, ?)
+            WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+            """,
+            (reason, detail, now, answers, customer, event.seq, event.idempotency_key),
+        ).rowcount
+        connection.execute("UPDATE outbox SET dead_events = dead_events + ?", (buried,))
+    if settlement.answered is not None:
+        forget_unanswered(connection, [settlement.answered.idempotency_key])
+    if settlement.left_open is not None:
+        write_unanswered(connection, [settlement.left_open])
+    _free_streams(connection, settlement)
+    advance_frontier(connection)
+
+
+def events_of(settlement: Settlement) -> list[DueEvent]:
+    """Return every event that a settlement names."""
+    return [
+        *settlement.delivered,
+        *(deferral.event for deferral in settlement.deferred),
+        *settlement.refused,
+        *settlement.refused_alone,
+        *(burial.event for burial in settlement.buried),
+    ]
+
+
+def _defer(connection: sqlite3.Connection, deferral: Deferral, customer: str | None) -> None:
+    event = deferral.event
+    connection.execute(
+        """
+        UPDATE events
+        SET state = 'deferred', attempts = attempts + ?, customer_id = coalesce(customer_id, ?)
+        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+        """,
+        (int(deferral.counts), customer, event.seq, event.idempotency_key),
+    )
+    if deferral.beside_others:
+        # No refusal has this number, so it is proven from now on.
+        connection.execute(
+            "UPDATE events SET lone_refusal = coalesce(lone_refusal, 0) WHERE seq = ?", (event.seq,)
+        )
+    elif deferral.alone and event.lone_refusal is None:
+        _number_lone_refusal(connection, event)
+
+
+def _number_lone_refusal(connection: sqlite3.Connection, event: DueEvent) -> None:
+    # The first of its lone refusals counts: whatever is accepted after that is its proof.
+    connection.execute(
+        """
+        UPDATE events
+        SET lone_refusal = coalesce(nullif(lone_refusal, 0),
+                                    (SELECT lone_refusals + 1 FROM outbox))
+        WHERE seq = ?
+        """,
+        (event.seq,),
+    )
+    connection.execute("UPDATE outbox SET lone_refusals = lone_refusals + 1")
+
+
+def _refuse_alone(connection: sqlite3.Connection, event: DueEvent, customer: str | None) -> None:
+    connection.execute(
+        """
+        UPDATE events SET state = 'refused', customer_id = coalesce(customer_id, ?)
+        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+        """,
+        (customer, event.seq, event.idempotency_key),
+    )
+    _number_lone_refusal(connection, event)
+
+
+def _deliver(connection: sqlite3.Connection, settlement: Settlement, now: int) -> None:
+    if not settlement.delivered:
+        return
+    gone = [
+        event
+        for event in settlement.delivered
+        # Counted only if it is still there: nobody may be counted twice. Its key says that
+        # it is this event, should another file have come to the place meanwhile.
+        if connection.execute(
+            "DELETE FROM events WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'",
+            (event.seq, event.idempotency_key),
+        ).rowcount
+    ]
+    connection.execute(
+        """
+        UPDATE outbox
+        SET delivered_events = delivered_events + ?, last_seq = max(last_seq, ?),
+            proven_to = max(proven_to, ?)
+        """,
+        (len(gone), max((event.seq for event in gone), default=0), settlement.proves),
+    )
+    count_in_ledger(
+        connection,
+        "delivered",
+        ((event.event_time, event.stream_id, event.total_usage) for event in gone),
+    )
+    _note_success(connection, now, recovers=settlement.recovers)
+    forget_keys(connection, [event.seq for event in gone])
+
+
+def _note_success(connection: sqlite3.Connection, now: int, *, recovers: bool) -> None:
+    connection.execute(
+        """
+        INSERT INTO links (name, last_success_at) VALUES ('events', :now)
+        ON CONFLICT (name) DO UPDATE SET last_success_at = :now
+        """,
+        {"now": now},
+    )
+    if recovers:
+        connection.execute(
+            """
+            UPDATE links SET failures = 0, down_since = NULL, next_attempt_at = NULL
+            WHERE name = 'events' AND (failures > 0 OR next_attempt_at IS NOT NULL)
+            """
+        )
+
+
+def _free_streams(connection: sqlite3.Connection, settlement: Settlement) -> None:
+    """End the hold of streams in which nobody waits any more."""
+    touched: Sequence[DueEvent] = [
+        *settlement.delivered,
+        *settlement.refused,
+        *settlement.refused_alone,
+        *(burial.event for burial in settlement.buried),
+    ]
+    connection.executemany(
+        """
+        UPDATE streams SET held_until = NULL
+        WHERE stream_id = ? AND held_until IS NOT NULL
+          AND NOT EXISTS (SELECT 1 FROM events
+                          WHERE events.stream_id = streams.stream_id AND state = 'deferred')
+        """,
+        [(stream_id,) for stream_id in {event.stream_id for event in touched}],
+    )

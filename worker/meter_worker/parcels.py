@@ -1,0 +1,135 @@
+"""What shares a request: events of one tenant and device, with the customer that pays for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meter_lib.outbox import Unanswered
+from meter_worker.wire import BODY_OVERHEAD_BYTES, record_text, request_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meter_lib.outbox import DueEvent
+    from meter_worker.backend import Request
+
+__all__ = ["Parcel", "cut"]
+
+
+class Parcel:
+    """Events that travel together, and the request that carries them: the same on every attempt."""
+
+    def __init__(
+        self, events: Sequence[DueEvent], records: Sequence[str], customer_id: str
+    ) -> None:
+        self.events = events
+        self.records = records
+        self.customer_id = customer_id
+        """JSON text of the customer id in each record."""
+        self.streams = frozenset(event.stream_id for event in events)
+        self.request: Request = request_for(events, records)
+
+    @classmethod
+    def of(cls, events: Sequence[DueEvent], *, outbox_id: str, customer_id: str) -> Parcel:
+        """Return the parcel of these events."""
+        records = [
+            record_text(event, outbox_id=outbox_id, customer_id=customer_id) for event in events
+        ]
+        return cls(events, records, customer_id)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of its request, derived from exactly its records."""
+        return self.request.idempotency_key
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant of all its events."""
+        return self.request.tenant_id
+
+    @property
+    def body_bytes(self) -> int:
+        """The size of the request's body, at most."""
+        return BODY_OVERHEAD_BYTES + sum(_size(record) for record in self.records)
+
+    def unanswered(self) -> Unanswered:
+        """Return what the outbox has to remember of its request."""
+        return Unanswered(self.key, self.customer_id, self.events)
+
+    def part(self, start: int, end: int | None = None) -> Parcel:
+        """Return the parcel of a part of its events."""
+        return Parcel(self.events[start:end], self.records[start:end], self.customer_id)
+
+    def halves(self) -> list[Parcel]:
+        """Return two parcels of half of its events each, in order."""
+        middle = len(self.events) // 2
+        return [self.part(0, middle), self.part(middle)]
+
+    def first_and_rest(self) -> list[Parcel]:
+        """Return the first event alone, and the rest if there is any."""
+        return [self] if len(self.events) == 1 else [self.part(0, 1), self.part(1)]
+
+    def singles(self) -> list[Parcel]:
+        """Return each of its events alone, in order."""
+        return [self.part(place, place + 1) for place in range(len(self.events))]
+
+    def without(self, seqs: Iterable[int]) -> Parcel | None:
+        """Return the parcel of its other events, or None where there are none."""
+        gone = set(seqs)
+        kept = [
+            (event, record)
+            for event, record in zip(self.events, self.records, strict=True)
+            if event.seq not in gone
+        ]
+        if not kept:
+            return None
+        return Parcel(
+            [event for event, _ in kept], [record for _, record in kept], self.customer_id
+        )
+
+
+def cut(
+    events: Iterable[DueEvent],
+    *,
+    outbox_id: str,
+    customer_id: str | None,
+    most: int,
+    most_bytes: int,
+    alone_from: int,
+) -> Parcel:
+    """Return the largest parcel that begins with the first of `events`, all of one device.
+
+    `customer_id` pays for those that were not sent before; without it they stay. Events
+    that were asked for so many times as `alone_from` travel alone; behind one that is
+    tried again nothing of its stream does, for it would be stored first.
+    """
+    taken: list[DueEvent] = []
+    records: list[str] = []
+    size = BODY_OVERHEAD_BYTES
+    closed: set[int] = set()
+    pays: str | None = None
+    for event in events:
+        if len(taken) >= most or (taken and event.attempts >= alone_from):
+            break
+        customer = event.customer_id or customer_id
+        pays = pays or customer
+        if customer is None or customer != pays:
+            break
+        if event.stream_id in closed:
+            continue
+        record = record_text(event, outbox_id=outbox_id, customer_id=customer)
+        size += _size(record)
+        if taken and size > most_bytes:
+            break
+        taken.append(event)
+        records.append(record)
+        if event.attempts:
+            closed.add(event.stream_id)
+            if event.attempts >= alone_from:
+                break
+    return Parcel(taken, records, str(pays))
+
+
+def _size(record: str) -> int:
+    # With its comma; characters beyond ASCII count as what they are in UTF-8.
+    return len(record) + 1 if record.isascii() else len(record.encode()) + 1
