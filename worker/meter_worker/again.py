@@ -45,11 +45,6 @@ class Again:
         if unanswered:
             self._unanswered.update(parcel.key for parcel in parcels)
 
-    def put_last(self, parcel: Parcel) -> None:
-        """Let this one, which the outbox remembers as sent, go after those of its streams."""
-        self._parcels.append(parcel)
-        self._unanswered.add(parcel.key)
-
     def free(self, blocked: Collection[int]) -> Iterator[Parcel]:
         """Yield the parcels that may go while the streams `blocked` are under way."""
         taken = set(blocked)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
 from meter_worker.accounts import CustomerAccounts
+from meter_worker.arrivals import Arrivals
 from meter_worker.departures import Departures
 from meter_worker.flush_loop import FlushLoop
 from meter_worker.flusher import Flusher
@@ -112,18 +113,21 @@ def flusher_over(
         max_in_flight=settings.max_in_flight,
         max_attempts=settings.max_attempts,
     )
+    events = link("events")
+    arrivals = Arrivals(
+        outbox, departures, events, policy, pace, clock, max_attempts=settings.max_attempts
+    )
     return Flusher(
         outbox,
         backend,
         accounts_api,
         payers,
         departures,
-        link("events"),
-        policy,
+        arrivals,
+        events,
         pace,
         clock,
         max_in_flight=settings.max_in_flight,
-        max_attempts=settings.max_attempts,
     )
 
 

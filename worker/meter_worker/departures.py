@@ -7,7 +7,7 @@ in trouble, the oldest. Of a stream nothing goes while a request with it is unde
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meter_worker.again import Again
 from meter_worker.doubts import Doubts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meter_worker.payers import Payers
     from meter_worker.window import Device
 
-__all__ = ["Departures"]
+__all__ = ["Departures", "UnderWay"]
 
 # Events in view, in full requests for each that may be under way: none waits for the outbox.
 _VIEW_IN_REQUESTS = 2
@@ -31,6 +31,13 @@ _VIEW_IN_REQUESTS = 2
 _SUSPECTS_AT_ONCE = 20
 # Refused events that take turns in being asked about while nothing is accepted.
 _SUSPECTS_IN_TURN = 100
+
+
+class UnderWay(NamedTuple):
+    """Whose events are in requests that have not been answered."""
+
+    streams: set[int]
+    tenants: set[str]
 
 
 class Departures:
@@ -61,8 +68,11 @@ class Departures:
 
     # -- what is in view --------------------------------------------------------------
 
-    def look(self, now: int, *, busy: Collection[int], seqs: set[int], is_down: bool) -> bool:
-        """Read on in the outbox, beside what is under way; return whether there may be more."""
+    def look(self, now: int, under_way: UnderWay, *, seqs: set[int], is_down: bool) -> bool:
+        """Read on in the outbox; return whether there may be more to see.
+
+        `seqs` are those of events that are in other hands.
+        """
 
         def waits(event: DueEvent) -> bool:
             return (
@@ -75,10 +85,10 @@ class Departures:
             now,
             waits=waits,
             elsewhere=seqs | self.again.seqs,
-            streams=self.again.streams.union(busy),
+            streams=self.again.streams | under_way.streams,
         )
 
-    def call_suspects(self, *, busy: Collection[int]) -> None:
+    def call_suspects(self, under_way: UnderWay) -> None:
         """Let the refused events whose next refusal is the last go first, each alone."""
         if not self._may_have_suspects:
             return
@@ -92,7 +102,7 @@ class Departures:
                 self._alone(suspect)
                 for suspect in suspects
                 if suspect.seq not in known
-                and suspect.stream_id not in busy
+                and suspect.stream_id not in under_way.streams
                 and self._payers.customer_of(suspect) is not None
             ]
         )
@@ -122,23 +132,24 @@ class Departures:
 
     # -- who goes ---------------------------------------------------------------------
 
-    def next_parcels(self, count: int, *, busy: Collection[int], now: int) -> list[Parcel]:
+    def next_parcels(self, count: int, under_way: UnderWay, *, now: int) -> list[Parcel]:
         """Return at most so many parcels that may go side by side; they are out of view."""
         parcels: list[Parcel] = []
-        taken = set(busy)
+        out = UnderWay(set(under_way.streams), set(under_way.tenants))
         while len(parcels) < count:
             allowed = min(self._pace.records, self._pace.allowed(now))
             if allowed < 1:
                 break
-            parcel = self._next_parcel(taken, slots=count - len(parcels), records=allowed)
+            parcel = self._next_parcel(out, slots=count - len(parcels), records=allowed)
             if parcel is None:
                 break
             self._pace.spend(len(parcel.events))
-            taken |= parcel.streams
+            out.streams.update(parcel.streams)
+            out.tenants.add(parcel.tenant_id)
             parcels.append(parcel)
         return parcels
 
-    def next_alone(self, *, now: int, unsuspected: bool) -> Parcel | None:
+    def next_alone(self, under_way: UnderWay, *, now: int, unsuspected: bool) -> Parcel | None:
         """Return one event to try the backend with, or None; it is out of view.
 
         `unsuspected` asks for one of a stream of which nothing was refused.
@@ -148,33 +159,48 @@ class Departures:
         parcel = None
         if self._suspect_is_next and not unsuspected:
             self._suspect_is_next = False
-            parcel = self._suspect_in_turn()
-        parcel = parcel or self._least_troubled(unsuspected=unsuspected)
+            parcel = self._suspect_in_turn(under_way)
+        parcel = parcel or self._least_troubled(under_way, unsuspected=unsuspected)
         if parcel:
             self._pace.spend(1)
         return parcel
 
-    def _next_parcel(self, taken: set[int], *, slots: int, records: int) -> Parcel | None:
-        again = min(self.again.free(taken), key=self._turn_of_parcel, default=None)
-        blocked = taken | self.again.streams
-        device = self._next_device(blocked)
+    def _next_parcel(self, out: UnderWay, *, slots: int, records: int) -> Parcel | None:
+        again = min(
+            (one for one in self.again.free(out.streams) if self._may_leave(one.tenant_id, out)),
+            key=self._turn_of_parcel,
+            default=None,
+        )
+        blocked = out.streams | self.again.streams
+        device = self._next_device(blocked, out)
         if again and (device is None or self._turn_of_parcel(again) <= self._turn_of(device[1])):
             return self.again.take_first(again, records)
         if device is None:
             return None
         return self._cut(device[0], blocked, slots=slots, records=records)
 
-    def _next_device(self, blocked: Collection[int]) -> tuple[Device, DueEvent] | None:
+    def _may_leave(self, tenant_id: str, out: UnderWay) -> bool:
+        """Return whether the tenant may have another request under way.
+
+        One whose requests fail has one at a time: should they all hang, others can go.
+        """
+        return tenant_id not in out.tenants or not self.trouble[tenant_id]
+
+    def _next_device(
+        self, blocked: Collection[int], out: UnderWay
+    ) -> tuple[Device, DueEvent] | None:
         """Return the device whose turn it is, and its oldest event that may go."""
         found: tuple[Device, DueEvent] | None = None
         for name, streams in self.window.devices.items():
-            free = [events[0] for stream_id, events in streams.items() if stream_id not in blocked]
+            heads = (events[0] for stream, events in streams.items() if stream not in blocked)
             oldest = min(
-                (event for event in free if self._may_go(event)),
+                (event for event in heads if self._may_go(event)),
                 key=lambda event: event.seq,
                 default=None,
             )
-            if oldest and (found is None or self._turn_of(oldest) < self._turn_of(found[1])):
+            if oldest is None or not self._may_leave(name[0], out):
+                continue
+            if found is None or self._turn_of(oldest) < self._turn_of(found[1]):
                 found = name, oldest
                 if not self.trouble:
                     # Devices are in the order in which their oldest events came into view.
@@ -202,14 +228,14 @@ class Departures:
         self.window.take(parcel.events)
         return parcel
 
-    def _least_troubled(self, *, unsuspected: bool) -> Parcel | None:
+    def _least_troubled(self, out: UnderWay, *, unsuspected: bool) -> Parcel | None:
         def may_show(event: DueEvent) -> bool:
             suspected = self.doubts.refusals_of(event.stream_id) > 0
             return not (unsuspected and suspected) and not self.doubts.waits(event.stream_id)
 
-        blocked = self.again.streams
+        blocked = out.streams | self.again.streams
         parcel = min(
-            (one for one in self.again.free(()) if may_show(one.events[0])),
+            (one for one in self.again.free(out.streams) if may_show(one.events[0])),
             key=self._turn_of_parcel,
             default=None,
         )
@@ -229,13 +255,15 @@ class Departures:
         self.window.take([event])
         return self._alone(event)
 
-    def _suspect_in_turn(self) -> Parcel | None:
+    def _suspect_in_turn(self, out: UnderWay) -> Parcel | None:
         """Return a refused event: one may be refused for ever, and another be accepted by now."""
         known = self.again.seqs
         suspects = [
             suspect
             for suspect in self._outbox.suspects(limit=_SUSPECTS_IN_TURN, proven_only=False)
-            if suspect.seq not in known and self._payers.customer_of(suspect) is not None
+            if suspect.seq not in known
+            and suspect.stream_id not in out.streams
+            and self._payers.customer_of(suspect) is not None
         ]
         if not suspects:
             return None
