@@ -27,6 +27,8 @@ __all__ = ["Departures", "UnderWay"]
 
 # Events in view, in full requests for each that may be under way: none waits for the outbox.
 _VIEW_IN_REQUESTS = 2
+# How often to read on before one event is tried after an outage.
+_LOOKS_AT_ONCE = 25
 # Proven suspects asked about before others have a turn.
 _SUSPECTS_AT_ONCE = 20
 # Refused events that take turns in being asked about while nothing is accepted.
@@ -81,12 +83,17 @@ class Departures:
                 or (is_down and self.trouble[event.tenant_id] > 0)
             )
 
-        return self.window.read(
-            now,
-            waits=waits,
-            elsewhere=seqs | self.again.seqs,
-            streams=self.again.streams | under_way.streams,
-        )
+        for _ in range(_LOOKS_AT_ONCE):
+            sees_more = self.window.read(
+                now,
+                waits=waits,
+                elsewhere=seqs | self.again.seqs,
+                streams=self.again.streams | under_way.streams,
+            )
+            # Down, one event is tried, of whoever has the least trouble of all in view.
+            if not (is_down and sees_more and all(map(waits, self.window.heads()))):
+                break
+        return sees_more
 
     def call_suspects(self, under_way: UnderWay) -> None:
         """Let the refused events whose next refusal is the last go first, each alone."""
@@ -174,7 +181,9 @@ class Departures:
         blocked = out.streams | self.again.streams
         device = self._next_device(blocked, out)
         if again and (device is None or self._turn_of_parcel(again) <= self._turn_of(device[1])):
-            return self.again.take_first(again, records)
+            return self.again.take_first(
+                again, min(records, again.records_within(self._pace.body_bytes))
+            )
         if device is None:
             return None
         return self._cut(device[0], blocked, slots=slots, records=records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from meter_lib.outbox import Unanswered
@@ -51,6 +52,11 @@ class Parcel:
     def body_bytes(self) -> int:
         """The size of the request's body, at most."""
         return BODY_OVERHEAD_BYTES + sum(_size(record) for record in self.records)
+
+    def records_within(self, body_bytes: int) -> int:
+        """Return how many of its records a body of that size holds, at least one."""
+        sizes = accumulate((_size(record) for record in self.records), initial=BODY_OVERHEAD_BYTES)
+        return max(1, sum(size <= body_bytes for size in sizes) - 1)
 
     def unanswered(self) -> Unanswered:
         """Return what the outbox has to remember of its request."""
