@@ -80,9 +80,10 @@ class Departures:
             return (
                 self._payers.customer_of(event) is None
                 or self.doubts.waits(event.stream_id)
-                or (is_down and self.trouble[event.tenant_id] > 0)
+                or self.trouble[event.tenant_id] > 0
             )
 
+        sees_more = True
         for _ in range(_LOOKS_AT_ONCE):
             sees_more = self.window.read(
                 now,
