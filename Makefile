@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench wheel clean
+.PHONY: help setup demo test check lint format bench mutants wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 
 bench: setup ## measure recording and delivery as ratios to plain SQLite and plain HTTP
 	$(BIN)/python bench/bench.py
+
+mutants: setup ## break the product on purpose in every way we know, and see that a test notices
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -42,7 +42,7 @@ def is_noticed(mutant: Mutant, folder: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     command += [f"--basetemp={folder / 'tmp'}", *mutant.tests]
     try:
-        ended = subprocess.run(  # noqa: S603  # our own interpreter
+        ended = subprocess.run(
             command,
             cwd=folder,
             env=environment,

@@ -332,3 +332,21 @@ def test_many_events_refused_in_company_are_all_judged(bench: Bench) -> None:
     assert bench.dead == [(key, "rejected") for key in numbered("bad", 60)]
     # One of them once more after the wait, before the event that came later.
     assert len(bench.backend.requests) == 1 + 60 + (1 + 1) + 60
+
+
+def test_a_refused_event_is_asked_about_again_by_a_process_that_knows_of_no_doubts(
+    bench: Bench,
+) -> None:
+    """One that died before it could note them leaves nobody waiting for ever."""
+    bench.post("odd")
+    bench.backend.script(Refused("rejected", "no"))
+    for call in bench.flusher.start() + bench.flusher.start():
+        bench.flusher.finish(call, call.make())
+    for call in bench.flusher.start():
+        bench.flusher.finish(call, call.make())
+    assert bench.counts["refused"] == 1
+    assert bench.events_link.failures == 0
+
+    bench.restarted()
+    bench.live(2 * LONGEST)
+    assert bench.backend.stored_keys == ["odd"]

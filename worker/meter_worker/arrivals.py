@@ -63,8 +63,8 @@ class Arrivals:
         self._doubts = 0
         # What the outbox could not take down.
         self._unwritten: list[Settlement] = []
-        self.last_refusal: str | None = None
-        """Of an event whose refusal leaves no doubt yet: others were accepted beside it."""
+        self.last_refusal = "it accepted nothing since it refused an event"
+        """In the backend's words, as far as this process has heard them."""
         # At first, too: an earlier flusher may have begun one.
         self.pause_is_new = True
         """Whether the link was paused since this was last looked at."""
@@ -196,15 +196,15 @@ class Arrivals:
         self._departures.trouble.pop(flight.parcel.tenant_id, None)
         self._pace.accepted(len(delivered))
         if flight.doubts == self._doubts:
-            self.last_refusal = None
             self._departures.doubts.accepted(delivered)
             self._departures.expect_suspects()
 
     def _doubt(self, event: DueEvent, words: str) -> None:
         self._doubts += 1
         self._departures.expect_suspects()
+        self.last_refusal = words
         if event.lone_refusal == 0:
-            self.last_refusal = words
+            # Others were accepted beside it: no doubt, as long as there is something to send.
             return
         # One that is asked about once more shows nothing new of its stream.
         is_new = event.lone_refusal is None

@@ -64,6 +64,8 @@ class Departures:
         self.doubts = Doubts()
         self.trouble: Counter[str] = Counter()
         """Requests of each tenant that failed since one was accepted."""
+        self.some_wait_for_proof = False
+        """Whether there are refused events that wait for something to be accepted."""
         self._may_have_suspects = True
         self._turn = 0
         self._suspect_is_next = False
@@ -103,8 +105,8 @@ class Departures:
         known = self.again.seqs
         suspects = self._outbox.suspects(limit=_SUSPECTS_AT_ONCE, proven_only=True)
         if not suspects:
-            # Those that are left wait for something to be accepted.
             self._may_have_suspects = False
+            self.some_wait_for_proof = bool(self._outbox.suspects(limit=1, proven_only=False))
         self.again.put_first(
             [
                 self._alone(suspect)

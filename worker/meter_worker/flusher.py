@@ -197,8 +197,8 @@ class Flusher:
             departures.call_suspects(self._under_way)
             count = self._max_in_flight - len(self._flights)
             parcels = departures.next_parcels(count, self._under_way, now=now)
-            if self._arrivals.last_refusal and not (parcels or self._flights or self.sees_more):
-                # Nothing else is left that could be accepted.
+            if departures.some_wait_for_proof and not (parcels or self._flights or self.sees_more):
+                # Nothing else is left that could be accepted: they are asked about in turns.
                 departures.doubts.refused(None, self._arrivals.last_refusal)
                 self.sees_more = True
             return self._send(parcels)

@@ -1,0 +1,319 @@
+"""The deliberate bugs: those that have cost users of such libraries their data, and ours.
+
+Each is a text of the sources and what stands there instead, with the tests that must
+notice. A mutant whose text is no longer found is out of date; a test says so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["MUTANTS", "Mutant"]
+
+WORKER = "worker/meter_worker"
+OUTBOX = "meter_lib/_sqlite"
+
+FLUSHER = (
+    "tests/unit/test_flusher.py",
+    "tests/unit/test_flusher_refusals.py",
+    "tests/unit/test_flusher_outages.py",
+    "tests/unit/test_flusher_accounts.py",
+    "tests/unit/test_flusher_side_by_side.py",
+    "tests/unit/test_flusher_pace.py",
+)
+
+
+class Mutant(NamedTuple):
+    """A deliberate bug."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied_to(self, source: str) -> str:
+        """Return the source with the bug in it. Raises ValueError where it does not apply."""
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.file} holds its text {source.count(self.old)} x")
+        return source.replace(self.old, self.new)
+
+
+MUTANTS = (
+    # -- what is sent, and when ---------------------------------------------------------
+    Mutant(
+        "two requests of one stream under way at once",
+        f"{WORKER}/departures.py",
+        "            out.streams.update(parcel.streams)\n",
+        "",
+        FLUSHER,
+    ),
+    Mutant(
+        "what was sent and not answered is forgotten with the process",
+        f"{WORKER}/flusher.py",
+        "        self._departures.again.put_first(parcels, unanswered=True)\n",
+        "",
+        FLUSHER,
+    ),
+    Mutant(
+        "what was sent and not answered is joined with new events",
+        f"{WORKER}/flusher.py",
+        "for request in self._outbox.unanswered():",
+        "for request in ():",
+        FLUSHER,
+    ),
+    Mutant(
+        "a request leaves before it is written down",
+        f"{WORKER}/flusher.py",
+        "proves = self._outbox.begin([parcel.unanswered() for parcel in parcels])",
+        "proves = self._outbox.begin([])",
+        FLUSHER,
+    ),
+    Mutant(
+        "the customer is that of the latest answer, not of the first attempt",
+        f"{WORKER}/payers.py",
+        "return event.customer_id or self.customer_id(event.tenant_id)",
+        "return self.customer_id(event.tenant_id)",
+        FLUSHER,
+    ),
+    Mutant(
+        "an event that is tried again is overtaken in its own request",
+        f"{WORKER}/parcels.py",
+        "            closed.add(event.stream_id)\n",
+        "            pass\n",
+        ("tests/unit/test_flusher_weather.py", *FLUSHER),
+    ),
+    Mutant(
+        "events behind one that waits are not set aside",
+        f"{WORKER}/arrivals.py",
+        "            self._departures.set_aside({one.event.stream_id for one in deferred})\n",
+        "            pass\n",
+        FLUSHER,
+    ),
+    Mutant(
+        "the idempotency key of a request does not depend on its records",
+        f"{WORKER}/wire.py",
+        "*(event.idempotency_key for event in events)]",
+        "events[0].idempotency_key]",
+        ("tests/unit/test_wire.py",),
+    ),
+    Mutant(
+        "a slow look-up is asked for again while it is under way",
+        f"{WORKER}/flusher.py",
+        "question = self._payers.to_ask() if self._question is None else None",
+        "question = self._payers.to_ask()",
+        FLUSHER,
+    ),
+    Mutant(
+        "a tenant whose requests hang takes every place",
+        f"{WORKER}/departures.py",
+        "return tenant_id not in out.tenants or not self.trouble[tenant_id]",
+        "return True",
+        FLUSHER,
+    ),
+    # -- outages ------------------------------------------------------------------------
+    Mutant(
+        "jitter before the cap",
+        f"{WORKER}/retry_policy.py",
+        "        return max(self._wait(state), asked_for)\n",
+        "        state.attempt_number = 99\n"
+        "        return max(self._wait(state) * 0 + 300.0, asked_for)\n",
+        ("tests/unit/test_retry_policy.py",),
+    ),
+    Mutant(
+        "Retry-After without a cap",
+        f"{WORKER}/retry_policy.py",
+        "asked_for = min(retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)",
+        "asked_for = retry_after_seconds or 0.0",
+        ("tests/unit/test_retry_policy.py", "tests/unit/test_flusher_outages.py"),
+    ),
+    Mutant(
+        "Retry-After is ignored",
+        f"{WORKER}/retry_policy.py",
+        "asked_for = min(retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)",
+        "asked_for = 0.0",
+        ("tests/unit/test_retry_policy.py", "tests/unit/test_flusher_outages.py"),
+    ),
+    Mutant(
+        "the wall clock in the backoff",
+        f"{WORKER}/arrivals.py",
+        "return self._link.failed(outage, self._clock.steady(), sent_in=sent_in)",
+        "return self._link.failed(outage, self._clock.now(), sent_in=sent_in)",
+        FLUSHER,
+    ),
+    Mutant(
+        "no pause after an outage",
+        f"{WORKER}/flusher.py",
+        "if paused_until is None or in_doubt:",
+        "if True:",
+        FLUSHER,
+    ),
+    Mutant(
+        "the whole backlog instead of one event after an outage",
+        f"{WORKER}/flusher.py",
+        "if not is_down and words is None:",
+        "if words is None:",
+        FLUSHER,
+    ),
+    Mutant(
+        "every request that fails in one outage is another outage",
+        f"{WORKER}/links.py",
+        "is_same = sent_in is not None and sent_in != self.outage and link.failures > 0",
+        "is_same = False",
+        FLUSHER,
+    ),
+    Mutant(
+        "what was sent before an outage ends it",
+        f"{WORKER}/arrivals.py",
+        "recovers=flight.outage == self._link.outage,",
+        "recovers=True,",
+        FLUSHER,
+    ),
+    Mutant(
+        "a fleet comes back at once",
+        f"{WORKER}/links.py",
+        "        wait += self._spread(",
+        "        self._spread(",
+        FLUSHER,
+    ),
+    Mutant(
+        "the backoff of a link is forgotten by a restart",
+        f"{WORKER}/links.py",
+        "        failures = link.failures + (not is_same)\n",
+        "        failures = 1\n",
+        FLUSHER,
+    ),
+    Mutant(
+        "a time-out leaves the requests as large as they were",
+        f"{WORKER}/arrivals.py",
+        "self._pace.timed_out(len(parcel.events))",
+        "pass",
+        FLUSHER,
+    ),
+    Mutant(
+        "the limit on bodies is learnt anew for each batch",
+        f"{WORKER}/arrivals.py",
+        "self._pace.too_large(parcel.body_bytes)",
+        "pass",
+        FLUSHER,
+    ),
+    Mutant(
+        "no limit on the events a second",
+        f"{WORKER}/pace.py",
+        "            self._allowed -= events\n",
+        "            pass\n",
+        FLUSHER,
+    ),
+    # -- refusals -----------------------------------------------------------------------
+    Mutant(
+        "the canary is off: refused alone once is enough",
+        f"{WORKER}/settling.py",
+        "if event.proven and event.lone_refusal:",
+        "if True:",
+        FLUSHER,
+    ),
+    Mutant(
+        "an acceptance of what was sent before the refusal is proof",
+        f"{WORKER}/arrivals.py",
+        "proves=flight.proves,",
+        "proves=2**31,",
+        FLUSHER,
+    ),
+    Mutant(
+        "refused in company counts as refused alone",
+        f"{WORKER}/arrivals.py",
+        "refused=[event for event, _ in by_verdict.rejected],",
+        "buried=[],",
+        FLUSHER,
+    ),
+    Mutant(
+        "a refused batch is a batch of dead letters",
+        f"{WORKER}/arrivals.py",
+        "            again.put_first(parcel.halves())\n            return\n",
+        "            again.put_first(parcel.singles())\n            return\n",
+        FLUSHER,
+    ),
+    Mutant(
+        "a partial failure sends the whole batch again",
+        f"{WORKER}/arrivals.py",
+        "            delivered=by_verdict.delivered,\n            deferred",
+        "            delivered=by_verdict.delivered if not by_verdict.retriable else [],\n"
+        "            deferred",
+        FLUSHER,
+    ),
+    Mutant(
+        "attempts are charged while nothing is accepted",
+        f"{WORKER}/doubts.py",
+        "return bool(failing) and len(self._failing) > 1",
+        "return False",
+        FLUSHER,
+    ),
+    Mutant(
+        "attempts are exhausted though nothing else is accepted",
+        f"{WORKER}/settling.py",
+        "elif event.proven:",
+        "elif True:",
+        FLUSHER,
+    ),
+    Mutant(
+        "attempts are exhausted in company",
+        f"{WORKER}/settling.py",
+        "if attempts < enough or not alone:",
+        "if attempts < enough:",
+        ("tests/unit/test_flusher_weather.py", *FLUSHER),
+    ),
+    Mutant(
+        "an answer that names no record is sent again as it was",
+        f"{WORKER}/arrivals.py",
+        "again.replace(parcel, parcel.singles())",
+        "pass",
+        FLUSHER,
+    ),
+    Mutant(
+        "refused events are never asked about again",
+        f"{WORKER}/departures.py",
+        "        self._may_have_suspects = True\n\n    def begin_round",
+        "        self._may_have_suspects = False\n\n    def begin_round",
+        FLUSHER,
+    ),
+    Mutant(
+        "a backend that refuses everything is asked about everything",
+        f"{WORKER}/doubts.py",
+        "return self._in_round.total() >= self._of_all",
+        "return False",
+        FLUSHER,
+    ),
+    # -- accounts -----------------------------------------------------------------------
+    Mutant(
+        "an outage of the accounts API counts as an unknown account",
+        f"{WORKER}/accounts.py",
+        "                self._link.failed(answer, now, sent_in=sent_in)\n",
+        "                misses = 1 + (known.misses if known else 0)\n"
+        "                self._outbox.set_account(tenant_id, Account(None, now, misses, now + 1))\n"
+        "                self._link.failed(answer, now, sent_in=sent_in)\n",
+        FLUSHER,
+    ),
+    Mutant(
+        "unknown accounts are asked for without a pause",
+        f"{WORKER}/accounts.py",
+        "until = now + max(1, round(self._policy.wait_seconds(misses) * 1000))",
+        "until = None",
+        FLUSHER,
+    ),
+    # -- settling -----------------------------------------------------------------------
+    Mutant(
+        "a delivered event is counted twice when it is settled twice",
+        f"{OUTBOX}/settling.py",
+        "(len(gone), max((event.seq for event in gone), default=0), settlement.proves),",
+        "(len(settlement.delivered), max((event.seq for event in gone), default=0),"
+        " settlement.proves),",
+        ("tests/integration/test_outbox_conformance.py",),
+    ),
+    Mutant(
+        "the frontier passes events that nobody has looked at",
+        f"{OUTBOX}/frontier.py",
+        "SELECT e.seq - 1 FROM events",
+        "SELECT e.seq FROM events",
+        ("tests/integration/test_outbox_conformance.py",),
+    ),
+)
