@@ -918,6 +918,20 @@ def test_rejected_records_fail_and_their_neighbours_are_stored(
     assert stored_keys(sandbox) == ["a", "c"]
 
 
+def test_a_rejected_record_is_rejected_for_good_unless_told_otherwise(sandbox: Sandbox) -> None:
+    """By default the error is one that no retry changes, written as Confluent's proxy does."""
+    sandbox.fault("reject_records", match={"meter_id": "bad"})
+
+    assert post(sandbox, usage("a", meter_id="bad")).json()["offsets"] == [
+        {
+            "error": "rejected by the sandbox",
+            "error_code": 50002,
+            "offset": None,
+            "partition": None,
+        }
+    ]
+
+
 def test_a_poison_record_refuses_its_whole_request(sandbox: Sandbox) -> None:
     """A request with a refused record is refused as a whole; one without it is stored."""
     sandbox.fault("refuse_records", match={"idempotency_key": "b"})

@@ -146,7 +146,8 @@ class _Matching:
 class RejectRecords(_Matching):
     """The matching records get an error of their own, the others are stored."""
 
-    error_code: int = 1
+    # Confluent's, for what cannot be retried; Karapace's 1 stands for time-outs as well.
+    error_code: int = 50002
     error: str = "rejected by the sandbox"
 
     def __post_init__(self) -> None:

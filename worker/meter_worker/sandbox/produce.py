@@ -43,6 +43,8 @@ _ACCEPTABLE = re.compile(
 )
 _REQUEST_MEMBERS = {"records", "key_schema", "key_schema_id", "value_schema", "value_schema_id"}
 _RECORD_MEMBERS = {"key", "value", "partition"}
+# From here on codes are those of Confluent's proxy, which writes the place of no record as null.
+_CONFLUENT_CODES = 10_000
 
 
 compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -192,7 +194,10 @@ def entries_for(
     entries: list[dict[str, object]] = []
     for record, error in zip(records, errors, strict=True):
         if error is not None:
-            entries.append({"error": error.text, "error_code": error.code})
+            entry: dict[str, object] = {"error": error.text, "error_code": error.code}
+            if error.code >= _CONFLUENT_CODES:
+                entry |= {"offset": None, "partition": None}
+            entries.append(entry)
             continue
         partition, offset = next(left)
         if record.value_json is None:
