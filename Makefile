@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench mutants wheel clean
+.PHONY: help setup demo test check lint format docs bench mutants wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ lint: $(VENV)/.installed-dev ## formatting, lint, types and layers alone
 format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup ## write docs/verdicts.md anew from the verdict tables
+	$(BIN)/python -m meter_worker.verdict_page > docs/verdicts.md
 
 bench: setup ## measure recording and delivery as ratios to plain SQLite and plain HTTP
 	$(BIN)/python bench/bench.py

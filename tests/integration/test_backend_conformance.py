@@ -84,7 +84,9 @@ class Fakes:
         return self.backend.stored_keys
 
     def fail_for_one(self, meter_id: str, code: int) -> None:
-        verdict = Retriable("error_code 2: no") if code == 2 else Rejected("rejected", "no")
+        verdict = (
+            Rejected("rejected", "no") if code == 50002 else Retriable(f"error_code {code}: no")
+        )
         self.backend.otherwise = each(
             lambda value: verdict if value["meter_id"] == meter_id else Delivered()
         )
@@ -205,7 +207,7 @@ def test_the_same_request_may_be_delivered_again(peer: Peer) -> None:
     assert peer.stored == ["a", "a"]
 
 
-@pytest.mark.parametrize(("code", "kind"), [(1, Rejected), (2, Retriable)])
+@pytest.mark.parametrize(("code", "kind"), [(50002, Rejected), (1, Retriable), (2, Retriable)])
 def test_one_failed_record_does_not_hide_what_became_of_the_others(
     peer: Peer, code: int, kind: type[Any]
 ) -> None:

@@ -19,7 +19,7 @@ import urllib3.connectionpool
 from requests.adapters import HTTPAdapter
 
 from meter_lib import __version__
-from meter_worker.verdicts import shown
+from meter_worker.answers import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

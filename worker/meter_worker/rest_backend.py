@@ -23,9 +23,18 @@ class RestBackend:
     """Delivers to `POST {stream_url}/topics/{topic}`, Kafka REST Proxy v2 JSON."""
 
     def __init__(
-        self, link: HttpLink, *, stream_url: str, topic: str, compression: str, clock: Clock
+        self,
+        link: HttpLink,
+        *,
+        stream_url: str,
+        topic: str,
+        compression: str,
+        clock: Clock,
+        dialect: str = "auto",
     ) -> None:
+        """Set up; nothing is connected yet. `dialect` is METER_DIALECT."""
         self._link = link
+        self._dialect = dialect
         self._url = f"{stream_url}/topics/{topic}"
         self._gzip = compression == "gzip"
         self._clock = clock
@@ -57,6 +66,7 @@ class RestBackend:
             self._link.without_token(reply.body),
             sent=len(request.records),
             now=self._clock.now(),
+            dialect=self._dialect,
         )
 
     def interrupt(self) -> None:

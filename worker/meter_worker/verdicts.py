@@ -1,20 +1,24 @@
-"""What an answer means: status, headers and body in, outcome out. No status is judged elsewhere.
+"""What an answer means: status, headers and body in, outcome out. Walks the verdict tables.
 
-The protocol is the Kafka REST Proxy v2 (Confluent's, Karapace, Strimzi's bridge).
 A status alone says little: records may have failed within a 200 and been stored
-within a 422, so every entry of `offsets` is read, whatever the status.
+within a 422, so every entry is read, and the tables say what it all means together.
 """
 
 from __future__ import annotations
 
-import email.utils
-import json
-from datetime import timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+from meter_worker.answers import (
+    Dialect,
+    account_answer,
+    delivery_answer,
+    retry_after_seconds,
+    shown,
+)
 from meter_worker.backend import (
     AccountFound,
     AccountUnknown,
+    Ambiguous,
     Answered,
     Delivered,
     Refused,
@@ -23,160 +27,158 @@ from meter_worker.backend import (
     Unavailable,
     Undecided,
 )
+from meter_worker.exhaustive import assert_never
+from meter_worker.record_table import RECORD_ROWS
+from meter_worker.verdict_rows import Action, RecordAction
+from meter_worker.verdict_table import ACCOUNT_ROWS, DELIVERY_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from meter_worker.answers import Answer, Entry
     from meter_worker.backend import AccountAnswer, Outcome, Verdict
+    from meter_worker.verdict_rows import AnswerRow, RecordRow
 
-__all__ = ["judge_account", "judge_delivery", "shown"]
+__all__ = ["Judgement", "judge_account", "judge_delivery", "judgement_of_delivery"]
 
-_LONGEST_DETAIL = 500
-# Ours are a few dozen characters; whatever is longer is no id of a customer.
-_LONGEST_CUSTOMER_ID = 255
 
-# Per-record error codes: Kafka's own numbers, and those of the proxies' own.
-_BROKER_AUTHORIZATION = frozenset({29, 31, 53, 58, 40101, 40301})
-_TOO_LARGE = frozenset({10, 18})
-_REJECTED = frozenset({17, 87, 50002})
-# Karapace says 1 for what the broker refuses, but for its own time-outs as well.
-_KARAPACE_ERROR = 1
-_PASSING_TROUBLE = ("timed out", "timeout", "buffer full", "cancelled", "canceled")
-_TOO_LARGE_TEXTS = ("maximum message size", "max.request.size", "recordtoolarge", "larger than")
+class Judgement(NamedTuple):
+    """An outcome, and the names of the rows that led to it."""
+
+    outcome: Outcome
+    rows: tuple[str, ...]
 
 
 def judge_delivery(
-    status: int, headers: Mapping[str, str], body: bytes, *, sent: int, now: int
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    sent: int,
+    now: int,
+    dialect: str = "auto",
 ) -> Outcome:
     """Return what became of a request of `sent` records that was answered like this.
 
-    `now` (milliseconds since the epoch) is for a `Retry-After` given as a date.
+    `now` (milliseconds since the epoch) is for a `Retry-After` given as a date;
+    `dialect` names the proxy, where it is not to be told by the answer's shape.
     """
-    answer = _parsed(body)
-    succeeded = 200 <= status < 300
-    entries = answer.get("offsets") if isinstance(answer, dict) else None
-    contradicts_itself = (
-        succeeded and isinstance(answer, dict) and (answer.get("error_code") or answer.get("error"))
-    )
-    speaks_of_records = (succeeded and not contradicts_itself) or status in {400, 401, 403, 422}
-    if speaks_of_records and isinstance(entries, list) and len(entries) == sent:
-        return _judge_entries(entries, status)
-    # With entries, but not one a record: some may be stored, and nobody knows which.
-    if succeeded or (status in {400, 422} and isinstance(entries, list)):
-        return Unavailable(
-            f"HTTP {status}, but not the answer of a Kafka REST proxy to {sent} records: "
-            f"{shown(body)}"
-        )
-    if status in {400, 422} and body.strip() and not body.lstrip().startswith(b"<"):
-        return Refused("rejected", _detail(status, answer, body))
-    if status == 413:
-        return Refused("too_large", _detail(status, answer, body))
-    return Unavailable(
-        _detail(status, answer, body), retry_after_seconds=_retry_after(headers, now)
-    )
+    return judgement_of_delivery(status, headers, body, sent=sent, now=now, dialect=dialect).outcome
+
+
+def judgement_of_delivery(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    sent: int,
+    now: int,
+    dialect: str = "auto",
+) -> Judgement:
+    """Return what `judge_delivery` does, and by which rows of the tables."""
+    pinned = None if dialect == "auto" else Dialect(dialect)
+    answer = delivery_answer(status, body, sent=sent, pinned=pinned)
+    row = _first(DELIVERY_ROWS, answer, pinned)
+    outage = _outage(row, answer, retry_after_seconds(headers, now))
+    match row.action:
+        case Action.READ | Action.READ_RIGHTS:
+            records = [_record_row(entry) for entry in answer.entries if entry.failed]
+            rows = (row.name, *dict.fromkeys(one.name for one in records))
+            return Judgement(_read(row, answer, records, outage), rows)
+        case Action.DELIVERED:
+            outcome: Outcome = Answered(tuple(Delivered() for _ in range(sent)))
+        case Action.SINGLES:
+            outcome = Ambiguous(
+                f"{len(answer.entries)} entries for {sent} records: {answer.detail}"
+            )
+        case Action.SPLIT:
+            outcome = Refused("rejected", answer.detail)
+        case Action.TOO_LARGE:
+            outcome = Refused("too_large", answer.detail)
+        case Action.KEY_CONFLICT:
+            outcome = Refused("key_conflict", answer.detail)
+        case Action.RETRY | Action.PAUSE:
+            outcome = outage
+        case Action.FOUND | Action.UNKNOWN:
+            raise AssertionError(f"row {row.name!r} speaks of accounts")
+        case _:
+            assert_never(row.action)
+    return Judgement(outcome, (row.name,))
 
 
 def judge_account(
     status: int, headers: Mapping[str, str], body: bytes, *, now: int
 ) -> AccountAnswer:
     """Return what the accounts API said: an account, that there is none, or nothing of use."""
-    answer = _parsed(body)
-    if status == 200:
-        account: Any = answer
-        if isinstance(account, list):
-            if not account:
-                return AccountUnknown("HTTP 200 with an empty list")
-            account = account[0]
-        customer_id = account.get("id") if isinstance(account, dict) else None
-        if _is_customer_id(customer_id):
-            return AccountFound(json.dumps(customer_id, ensure_ascii=False))
-        return Unavailable(f"HTTP 200, but no account with an id: {shown(body)}")
-    # A gateway or a captive portal says 404 as well, but not in JSON.
-    if status == 404 and isinstance(answer, dict):
-        return AccountUnknown(_detail(status, answer, body))
-    return Unavailable(
-        _detail(status, answer, body), retry_after_seconds=_retry_after(headers, now)
-    )
+    answer = account_answer(status, body)
+    row = _first(ACCOUNT_ROWS, answer, None)
+    if row.action is Action.FOUND and answer.customer_id is not None:
+        return AccountFound(answer.customer_id)
+    if row.action is Action.UNKNOWN:
+        return AccountUnknown(answer.detail)
+    return _outage(row, answer, retry_after_seconds(headers, now))
 
 
-def _is_customer_id(value: object) -> bool:
-    if isinstance(value, str):
-        # A lone surrogate can be escaped in JSON, but neither stored nor sent as UTF-8.
-        return 0 < len(value) <= _LONGEST_CUSTOMER_ID and not any(
-            "\ud800" <= character <= "\udfff" for character in value
+def _first(rows: Sequence[AnswerRow], answer: Answer, pinned: Dialect | None) -> AnswerRow:
+    # The last row of each table matches whatever is left.
+    return next(row for row in rows if row.matches(answer, pinned))
+
+
+def _record_row(entry: Entry) -> RecordRow:
+    return next(row for row in RECORD_ROWS if row.matches(entry))
+
+
+def _outage(row: AnswerRow, answer: Answer, retry_after: float | None) -> Unavailable:
+    detail = f"{row.words}: {answer.detail}" if row.words else answer.detail
+    return Unavailable(detail, retry_after, wants_an_operator=row.action is not Action.RETRY)
+
+
+def _read(
+    row: AnswerRow, answer: Answer, records: Sequence[RecordRow], outage: Unavailable
+) -> Outcome:
+    """Return the verdict on each record; `records` are the rows of the entries that failed."""
+    details = [_detail(entry) for entry in answer.entries if entry.failed]
+    if len(records) == answer.sent and all(record.all_pause for record in records):
+        return outage._replace(
+            detail=f"check the topic, it is missing or invalid: {details[0]}",
+            wants_an_operator=True,
         )
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < abs(value) < 2**64
-
-
-def _judge_entries(entries: list[Any], status: int) -> Outcome:
+    lacks_rights: str | None = None
     verdicts: list[Verdict] = []
-    outage: Unavailable | None = None
-    for entry in entries:
-        if not isinstance(entry, dict):
-            return Unavailable(f"HTTP {status}, but an offsets entry is {shown(entry)}")
-        code = entry.get("error_code")
-        text = entry.get("error") or entry.get("message")
-        if code is None and text is None:
-            offset = entry.get("offset")
-            if not isinstance(offset, int) or isinstance(offset, bool):
-                return Unavailable(f"HTTP {status}, but an offsets entry is {shown(entry)}")
+    failures = iter(zip(records, details, strict=True))
+    for entry in answer.entries:
+        if not entry.failed:
             verdicts.append(Delivered())
             continue
-        if not isinstance(code, int | None):
-            return Unavailable(f"HTTP {status}, but an offsets entry is {shown(entry)}")
-        detail = f"error_code {code}: {shown(text)}"
-        if status in {401, 403} or code in _BROKER_AUTHORIZATION:
-            outage = Unavailable(f"the proxy may not write to its broker: {shown(detail)}")
+        record, detail = next(failures)
+        if row.action is Action.READ_RIGHTS or record.action is RecordAction.UNDECIDED:
+            lacks_rights = detail
             verdicts.append(Undecided())
         else:
-            verdicts.append(_judge_error(code, str(text or "").lower(), shown(detail)))
-    if status >= 300 and all(isinstance(verdict, Delivered) for verdict in verdicts):
-        return Unavailable(f"HTTP {status}, but no error in any of its offsets entries")
-    return Answered(tuple(verdicts), outage)
+            verdicts.append(_verdict(record, detail))
+    if lacks_rights is None:
+        return Answered(tuple(verdicts))
+    words = f"the proxy may not write to its broker: {lacks_rights}"
+    return Answered(tuple(verdicts), outage._replace(detail=words, wants_an_operator=True))
 
 
-def _judge_error(code: int | None, text: str, detail: str) -> Verdict:
-    if code in _TOO_LARGE or any(words in text for words in _TOO_LARGE_TEXTS):
-        return Rejected("too_large", detail)
-    if code in _REJECTED:
-        return Rejected("rejected", detail)
-    if code == _KARAPACE_ERROR and not any(words in text for words in _PASSING_TROUBLE):
-        return Rejected("rejected", detail)
-    # Unknown means: try again.
-    return Retriable(detail)
+def _verdict(record: RecordRow, detail: str) -> Verdict:
+    verdict: Verdict
+    match record.action:
+        case RecordAction.DELIVERED:
+            verdict = Delivered()
+        case RecordAction.RETRY:
+            verdict = Retriable(detail)
+        case RecordAction.REJECTED:
+            verdict = Rejected("rejected", detail)
+        case RecordAction.TOO_LARGE:
+            verdict = Rejected("too_large", detail)
+        case RecordAction.UNDECIDED:
+            verdict = Undecided()
+        case _:
+            assert_never(record.action)
+    return verdict
 
 
-def _retry_after(headers: Mapping[str, str], now: int) -> float | None:
-    """Return the seconds that `Retry-After` asks for (RFC 9110, 10.2.3), or None."""
-    value = next((v for k, v in headers.items() if k.lower() == "retry-after"), "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, date.timestamp() - now / 1000)
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _detail(status: int, answer: object, body: bytes) -> str:
-    message = answer.get("message") if isinstance(answer, dict) else None
-    return f"HTTP {status}: {shown(message or body)}"
-
-
-def shown(value: object) -> str:
-    """Return a value from outside in words fit for a log: one line, printable, not long."""
-    if isinstance(value, bytes):
-        value = value[: 2 * _LONGEST_DETAIL].decode("utf-8", "replace")
-    text = value if isinstance(value, str) else json.dumps(value)
-    text = text[: 2 * _LONGEST_DETAIL]
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= _LONGEST_DETAIL else text[: _LONGEST_DETAIL - 1] + "…"
+def _detail(entry: Entry) -> str:
+    return shown(f"error_code {entry.code}: {entry.text}")
