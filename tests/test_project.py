@@ -26,8 +26,8 @@ SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("
 # Where each foreign thing may be imported; a folder means everything in it.
 ADDRESSES = {
     "sqlite3": ("meter_lib/_sqlite/", "migrations/meter_migrations/_runner.py"),
-    "requests": ("worker/meter_worker/http_link.py",),
-    "urllib3": ("worker/meter_worker/http_link.py",),
+    "requests": ("worker/meter_worker/http_link/",),
+    "urllib3": ("worker/meter_worker/http_link/",),
     "tenacity": ("worker/meter_worker/retry_policy.py",),
     "click": ("worker/meter_worker/cli/", "worker/meter_worker/demo/telling.py"),
     "fcntl": ("meter_lib/_sqlite/file_lock.py",),
