@@ -601,6 +601,69 @@ def test_a_line_without_end_is_given_up(serving: Serving, link_with: LinkWith, h
     assert (error.timed_out, peak < 8 * MIB) == (False, True)
 
 
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 999 + b"\r\n",
+        b"Content-Length: -1\r\n\r\n",
+        b"Content-Length: " + b"9" * 999 + b"\r\n\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+        b"Connection: close\r\n\r\n",
+    ],
+)
+def test_an_answer_of_no_sound_length_is_given_up(
+    serving: Serving, link_with: LinkWith, framing: bytes
+) -> None:
+    """A length below zero would be read to the end of the connection, and there is none."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + framing)
+        while True:
+            connection.sendall(b"1" * 65_536)
+
+    link = link_with(read_timeout=60)
+    server = serving(serve)
+    tracemalloc.start()
+    try:
+        error = failure(link, server.url)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert (error.timed_out, peak < 24 * MIB) == (False, True)
+
+
+def test_interim_answers_without_end_are_given_up(serving: Serving, link_with: LinkWith) -> None:
+    """As fast as they come: they are counted, not only timed."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        while True:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n" * 1000)
+
+    error = failure(link_with(read_timeout=60), serving(serve).url)
+
+    assert str(error) == "the answer is longer than 8388608 bytes"
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 413 X\r\n", b"HTTP/1.1 413 X\r\nA: b", b"HTTP/1.1 413"]
+)
+def test_half_of_the_headers_are_no_answer(
+    serving: Serving, link_with: LinkWith, head: bytes
+) -> None:
+    """A status is not believed before the headers have come to their end."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(head)
+        connection.shutdown(socket.SHUT_WR)
+
+    assert not failure(link_with(), serving(serve).url).timed_out
+
+
 def test_headers_without_end_are_given_up(serving: Serving, link_with: LinkWith) -> None:
     """A hundred are enough."""
     head = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: x\r\n" % n for n in range(5000))

@@ -32,6 +32,7 @@ _MOST_WORDS = 100
 # What tells most comes first; the entries are read by themselves.
 _TELLING = ("error_code", "error", "code", "message", "offsets")
 _MOST_DIGITS = 1000
+_LONGEST_NAME = 200
 # Some thirty years: infinity would be no number of seconds to count with.
 _LONGEST_WAIT_SECONDS = 999_999_999.0
 # Ours are a few dozen characters; whatever is longer is no id of a customer.
@@ -255,13 +256,18 @@ def _leaves(members: list[tuple[str, Any]]) -> Iterator[str]:
         name, value = waiting.pop()
         if isinstance(value, dict):
             held = [
-                (f"{name}.{key}"[:200], part) for key, part in islice(value.items(), _MOST_WORDS)
+                (f"{name}.{key}"[:_LONGEST_NAME], part)
+                for key, part in islice(value.items(), _MOST_WORDS)
             ]
             waiting.extend(reversed(held))
         elif isinstance(value, list):
             waiting.extend((name, part) for part in reversed(value[:_MOST_WORDS]))
         elif value:
-            yield f"{name[:200]}: {shown(value)}".replace("_", " ").replace("-", " ").lower()
+            yield (
+                f"{name[:_LONGEST_NAME]}: {shown(value)}".replace("_", " ")
+                .replace("-", " ")
+                .lower()
+            )
 
 
 def _is_customer_id(value: object) -> bool:

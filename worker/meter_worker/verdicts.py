@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     from meter_worker.backend import AccountAnswer, Outcome, Verdict
     from meter_worker.verdict_rows import AnswerRow, RecordRow
 
-__all__ = ["Judgement", "judge_account", "judge_delivery", "judgement_of_delivery"]
+__all__ = [
+    "Judgement",
+    "judge_account",
+    "judge_delivery",
+    "judgement_of_account",
+    "judgement_of_delivery",
+]
 
 
 class Judgement(NamedTuple):
@@ -110,13 +116,20 @@ def judge_account(
     status: int, headers: Mapping[str, str], body: bytes, *, now: int
 ) -> AccountAnswer:
     """Return what the accounts API said: an account, that there is none, or nothing of use."""
+    return judgement_of_account(status, headers, body, now=now)[0]
+
+
+def judgement_of_account(
+    status: int, headers: Mapping[str, str], body: bytes, *, now: int
+) -> tuple[AccountAnswer, str]:
+    """Return what `judge_account` does, and the name of the row that led to it."""
     answer = account_answer(status, body)
     row = _first(ACCOUNT_ROWS, answer, None)
     if row.action is Action.FOUND and answer.customer_id is not None:
-        return AccountFound(answer.customer_id)
+        return AccountFound(answer.customer_id), row.name
     if row.action is Action.UNKNOWN:
-        return AccountUnknown(answer.detail)
-    return _outage(row, answer, retry_after_seconds(headers, now))
+        return AccountUnknown(answer.detail), row.name
+    return _outage(row, answer, retry_after_seconds(headers, now)), row.name
 
 
 def _first(rows: Sequence[AnswerRow], answer: Answer, pinned: Dialect | None) -> AnswerRow:

@@ -12,6 +12,8 @@ import urllib3.connection
 import urllib3.connectionpool
 from requests.adapters import HTTPAdapter
 
+from meter_worker.http_link.bounded import BoundedResponse
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -46,8 +48,9 @@ class Adapter(HTTPAdapter):
 
 def _pool_classes(sockets: Sockets) -> dict[str, type[Any]]:
     class Watched:
-        """Mixed into urllib3's connections: keeps `sockets` informed."""
+        """Mixed into urllib3's connections: keeps `sockets` informed, and answers bounded."""
 
+        response_class: Any = BoundedResponse
         sock: socket.socket | None
 
         def connect(self) -> None:

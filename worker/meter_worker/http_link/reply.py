@@ -49,7 +49,7 @@ def whole_body(raw: Raw, encoding: str) -> bytes:
     unpacks to sixty megabytes; and its `stream` bounds no line between chunks.
     """
     packed = bytearray()
-    while chunk := raw.read(_CHUNK_BYTES, decode_content=False):
+    while chunk := _next(raw):
         packed += chunk
         if len(packed) > LONGEST_ANSWER_BYTES:
             raise _too_long()
@@ -63,6 +63,14 @@ def whole_body(raw: Raw, encoding: str) -> bytes:
     # Some servers send what is called deflate without the header that zlib puts before it.
     bare = coding == "deflate" and packed[0] & 0x0F != zlib.DEFLATED
     return _unpacked(bytes(packed), _NO_HEADER if bare else _ANY_HEADER)
+
+
+def _next(raw: Raw) -> bytes:
+    try:
+        return raw.read(_CHUNK_BYTES, decode_content=False)
+    except ValueError as error:
+        # The standard library takes any number for the size of a chunk, -5 among them.
+        raise BadAnswer(f"the answer cannot be read: {error}") from error
 
 
 def _unpacked(packed: bytes, window_bits: int) -> bytes:
