@@ -29,6 +29,11 @@ __all__ = [
 _LONGEST_DETAIL = 500
 # An honest error says a few things at its top; whoever says more is not read to the end.
 _MOST_WORDS = 100
+# Members and elements of an honest answer: a few an entry, or the accounts of a list. Each
+# takes a hundred bytes and more once it is parsed, so four megabytes of them are not.
+_MOST_PARTS = 10_000
+_MOST_PARTS_A_RECORD = 100
+_MOST_PARTS_OF_ACCOUNTS = 100_000
 # What tells most comes first; the entries are read by themselves.
 _TELLING = ("error_code", "error", "code", "message", "offsets")
 _MOST_DIGITS = 1000
@@ -99,7 +104,7 @@ class Answer(NamedTuple):
 
 def delivery_answer(status: int, body: bytes, *, sent: int, pinned: Dialect | None) -> Answer:
     """Take apart the answer to a request of `sent` records; `pinned` names the proxy."""
-    parsed = _parsed(body)
+    parsed = _parsed(body, _MOST_PARTS + sent * _MOST_PARTS_A_RECORD)
     offsets = parsed.get("offsets") if isinstance(parsed, dict) else None
     if not isinstance(offsets, list):
         return Answer(
@@ -121,7 +126,7 @@ def delivery_answer(status: int, body: bytes, *, sent: int, pinned: Dialect | No
 
 def account_answer(status: int, body: bytes) -> Answer:
     """Take apart an answer of the accounts API: of a list, the first entry counts."""
-    parsed = _parsed(body)
+    parsed = _parsed(body, _MOST_PARTS_OF_ACCOUNTS)
     account = parsed[0] if isinstance(parsed, list) and parsed else parsed
     customer_id = account.get("id") if isinstance(account, dict) else None
     if _is_customer_id(customer_id):
@@ -162,8 +167,10 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_DETAIL else text[: _LONGEST_DETAIL - 1] + "…"
 
 
-def _parsed(body: bytes) -> Any:  # Any: whatever JSON holds
+def _parsed(body: bytes, most_parts: int) -> Any:  # Any: whatever JSON holds
     """Return what the body says in JSON, or None; NaN, and numbers without end, are no JSON."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > most_parts:
+        return None
     try:
         return json.loads(body, parse_int=_integer, parse_constant=_no_number)
     except (ValueError, RecursionError):
