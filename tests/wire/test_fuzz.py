@@ -219,6 +219,38 @@ def test_any_answer_to_a_delivery_has_an_outcome(
         assert 0 <= outcome.retry_after_seconds < 10**12
 
 
+names = st.sampled_from(["offset", "partition", "error_code", "error", "message"])
+sound = st.builds(
+    lambda offset, at: {"offset": offset, "partition": at}, st.integers(-1, 9), st.integers(0, 9)
+)
+
+
+@thorough
+@given(
+    st.sampled_from([200, 422]),
+    st.lists(sound, min_size=1, max_size=3),
+    st.dictionaries(names, odd, max_size=2),
+    st.dictionaries(st.sampled_from(["error", "error_code", "message"]), odd, max_size=1),
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from(DIALECTS),
+)
+def test_what_is_almost_a_success_has_an_outcome(
+    status: int,
+    entries: list[dict[str, Any]],
+    oddities: dict[str, Any],
+    top: dict[str, Any],
+    more: int,
+    dialect: str,
+) -> None:
+    """A member or two away from a success: the same, where most is at stake."""
+    entries[0] = entries[0] | oddities
+    body = json.dumps({"offsets": entries} | top).encode()
+    sent = len(entries) + more
+    outcome = judge_delivery(status, {}, body, sent=sent, now=NOON, dialect=dialect)
+
+    check(outcome, status, body, sent, dialect)
+
+
 @thorough
 @given(st.lists(st.tuples(st.integers(-1, 2**63 - 1), st.integers(0, 99)), min_size=1, max_size=9))
 def test_every_sound_success_is_a_delivery(places: list[tuple[int, int]]) -> None:
