@@ -14,7 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from meter_lib.clock import SystemClock
+from meter_worker.backend import Request, Unavailable
 from meter_worker.http_link import HttpLink, LinkFailed
+from meter_worker.rest_backend import RestAccounts, RestBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,11 +172,11 @@ def send(url: str, authority: Identity, *, client_cert: str | None = None) -> in
         link.interrupt()
 
 
-def failure(url: str, authority: Identity) -> str:
+def failure(url: str, authority: Identity, *, distrusted: bool = False) -> str:
     """Send a request that must fail, and return why."""
     with pytest.raises(LinkFailed) as caught:
         send(url, authority)
-    assert not caught.value.timed_out
+    assert (caught.value.timed_out, caught.value.wants_an_operator) == (False, distrusted)
     return str(caught.value)
 
 
@@ -204,7 +207,7 @@ def test_a_certificate_out_of_its_time_makes_us_doubt_the_clock(
     """A device that believes in 1970 trusts nobody; the error says what its clock shows."""
     server = issued(tmp_path / "server.pem", authority, begins=begins, ends=ends)
     before = datetime.now(timezone.utc)
-    error = failure(f"https://{serving(tls(server))}/", authority)
+    error = failure(f"https://{serving(tls(server))}/", authority, distrusted=True)
     after = datetime.now(timezone.utc)
 
     assert words in error
@@ -235,7 +238,7 @@ def test_other_certificates_are_refused_without_a_word_of_clocks(
         server = stranger
     else:
         server = issued(tmp_path / "server.pem", authority, host="127.0.0.2")
-    error = failure(f"https://{serving(tls(server))}/", authority)
+    error = failure(f"https://{serving(tls(server))}/", authority, distrusted=True)
 
     assert (words in error, "clock" in error) == (True, False)
 
@@ -250,6 +253,26 @@ def test_our_own_certificate_is_shown_where_one_is_asked_for(
 
     assert failure(url, authority)
     assert send(url, authority, client_cert=str(device.path)) == 200
+
+
+def test_an_outage_for_want_of_trust_wants_an_operator(
+    tmp_path: Path, authority: Identity, serving: Serving
+) -> None:
+    """A certificate does not become valid by waiting, at either API."""
+    stranger = issued(tmp_path / "stranger.pem")
+    url = f"https://{serving(tls(stranger))}"
+    link = HttpLink(connect_timeout=10, read_timeout=10, ca_bundle=str(authority.path))
+    clock = SystemClock()
+    backend = RestBackend(link, stream_url=url, topic="t", compression="none", clock=clock)
+    outcomes = [
+        backend.deliver(Request("t", "d", "k", ['{"value":{"n":1}}'])),
+        RestAccounts(link, base_url=url, clock=clock).look_up("t"),
+    ]
+    link.interrupt()
+
+    for outcome in outcomes:
+        assert isinstance(outcome, Unavailable)
+        assert (outcome.wants_an_operator, outcome.timed_out) == (True, False)
 
 
 def test_a_port_that_speaks_no_tls_is_a_failure(authority: Identity, serving: Serving) -> None:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["RestAccounts", "RestBackend"]
 
 
+def _outage(error: LinkFailed) -> Unavailable:
+    return Unavailable(
+        str(error), timed_out=error.timed_out, wants_an_operator=error.wants_an_operator
+    )
+
+
 class RestBackend:
     """Delivers to `POST {stream_url}/topics/{topic}`, Kafka REST Proxy v2 JSON."""
 
@@ -59,7 +65,7 @@ class RestBackend:
         except LinkInterrupted:
             return Interrupted()
         except LinkFailed as error:
-            return Unavailable(str(error), timed_out=error.timed_out)
+            return _outage(error)
         return judge_delivery(
             reply.status,
             reply.headers,
@@ -94,7 +100,7 @@ class RestAccounts:
         except LinkInterrupted:
             return Interrupted()
         except LinkFailed as error:
-            return Unavailable(str(error), timed_out=error.timed_out)
+            return _outage(error)
         return judge_account(
             reply.status,
             reply.headers,

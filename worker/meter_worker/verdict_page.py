@@ -31,7 +31,7 @@ shape and words together. In each table the first row that matches wins.
   accepted, alone again.
 - **Retriable**: this record is tried again; only such answers count against `METER_MAX_ATTEMPTS`.
 - No whole answer (connection refused or reset, no name, no TLS, late, cut short, over 4 MiB, no
-  HTTP) is an outage, too.
+  HTTP) is an outage, too; a certificate that is not trusted wants an operator.
 
 ## Answers to a delivery
 

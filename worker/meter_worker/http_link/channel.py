@@ -21,6 +21,7 @@ from meter_worker.http_link.failures import (
     LinkInterrupted,
     described,
     innermost,
+    is_distrust,
 )
 from meter_worker.http_link.reply import Reply, whole_body
 from meter_worker.http_link.sockets import Sockets
@@ -104,7 +105,11 @@ class Channel:
             if self._sockets.interrupted:
                 raise LinkInterrupted from error
             timed_out = self._sockets.late or _timed_out(error)
-            raise LinkFailed(self._described(error), timed_out=timed_out) from error
+            raise LinkFailed(
+                self._described(error),
+                timed_out=timed_out,
+                wants_an_operator=is_distrust(error),
+            ) from error
         finally:
             self._sockets.answered()
         return reply

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from meter_lib.clock import SystemClock
 
-__all__ = ["BadAnswer", "LinkFailed", "LinkInterrupted", "described", "innermost"]
+__all__ = ["BadAnswer", "LinkFailed", "LinkInterrupted", "described", "innermost", "is_distrust"]
 
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL.
 _DOUBTFUL_DATES = (9, 10)
@@ -16,9 +16,12 @@ _DOUBTFUL_DATES = (9, 10)
 class LinkFailed(Exception):
     """No whole answer came. Whether the peer took the request is unknown."""
 
-    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+    def __init__(
+        self, message: str, *, timed_out: bool = False, wants_an_operator: bool = False
+    ) -> None:
         super().__init__(message)
         self.timed_out = timed_out
+        self.wants_an_operator = wants_an_operator
 
 
 class LinkInterrupted(Exception):
@@ -27,6 +30,11 @@ class LinkInterrupted(Exception):
 
 class BadAnswer(Exception):
     """The body of an answer is too long, too short, or cannot be unpacked."""
+
+
+def is_distrust(error: Exception) -> bool:
+    """Return whether we do not trust the peer's certificate: that does not pass by itself."""
+    return isinstance(innermost(error), ssl.SSLCertVerificationError)
 
 
 def described(error: Exception) -> str:
