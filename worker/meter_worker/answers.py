@@ -75,11 +75,12 @@ class Entry(NamedTuple):
     """What a proxy says of one record, or of one partition."""
 
     failed: bool
-    code: int | None
-    text: str
+    partition: int | None = None
+    code: int | None = None
+    text: str = ""
     """The words of the error, fit for a log; `null` where it has none."""
-    partition: int | None
-    dialect: Dialect
+    dialect: Dialect | None = None
+    """Whose entry it is, where it failed."""
 
 
 class Answer(NamedTuple):
@@ -204,19 +205,18 @@ def _entry(value: object, pinned: Dialect | None) -> Entry | None:
     code = value.get("error_code")
     if code is not None and (not isinstance(code, int) or isinstance(code, bool)):
         return None
-    text = next((t for t in map(value.get, ("error", "message")) if t not in (None, "")), None)
-    # 0 is NONE among Kafka's own numbers: no error, unless there are words for one.
-    failed = text is not None or code not in (None, 0)
-    if not failed and not _is_number(value.get("offset"), least=-1):
-        return None
+    text, message = value.get("error"), value.get("message")
+    if text is None or text == "":
+        text = None if message == "" else message
     partition = value.get("partition")
-    return Entry(
-        failed,
-        code,
-        shown(text),
-        partition if _is_number(partition, least=0) else None,
-        pinned or _dialect(value, code),
-    )
+    if not _is_number(partition, least=0):
+        partition = None
+    # 0 is NONE among Kafka's own numbers: no error, unless there are words for one.
+    if text is None and (code is None or code == 0):
+        sound = _is_number(value.get("offset"), least=-1)
+        return Entry(failed=False, partition=partition) if sound else None
+    dialect = pinned or _dialect(value, code)
+    return Entry(True, partition, code, shown(text), dialect)
 
 
 def _dialect(entry: dict[str, Any], code: int | None) -> Dialect:
