@@ -18,32 +18,19 @@ from meter_worker.backend import (
     Unavailable,
     Undecided,
 )
-from meter_worker.http_link import HttpLink
 from meter_worker.record_table import RECORD_ROWS
 from meter_worker.rest_backend import RestAccounts, RestBackend
 from meter_worker.verdict_table import ACCOUNT_ROWS, DELIVERY_ROWS
 from meter_worker.verdicts import judgement_of_account, judgement_of_delivery
 from tests.wire.answers import ACCOUNTS, DELIVERIES, Canned
+from tests.wire.watched import WatchedLink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meter_worker.http_link import Reply
     from tests.wire.conftest import OneAnswer
 
 REFUSALS = {"rejected": "refused", "too_large": "too large", "key_conflict": "key conflict"}
-
-
-class WatchedLink(HttpLink):
-    """A link that keeps the last whole answer, to ask which rows it hits."""
-
-    reply: Reply | None = None
-
-    def send(self, *args: Any, **kwargs: Any) -> Reply:
-        """Send, and keep what came back."""
-        self.reply = None
-        self.reply = super().send(*args, **kwargs)
-        return self.reply
 
 
 def letter(verdict: object) -> str:

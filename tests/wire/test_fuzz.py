@@ -19,15 +19,14 @@ from meter_worker.backend import (
     Request,
     Unavailable,
 )
-from meter_worker.http_link import HttpLink
 from meter_worker.rest_backend import RestAccounts, RestBackend
 from meter_worker.verdicts import judge_account, judge_delivery
 from tests.wire.answers import ACCOUNTS, DELIVERIES
+from tests.wire.watched import WatchedLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from meter_worker.http_link import Reply
     from tests.wire.conftest import OneAnswer
 
 NOON = 1_759_791_552_000
@@ -290,18 +289,6 @@ def test_any_answer_of_the_accounts_api_has_an_outcome(
 # -- over a socket ---------------------------------------------------------------------------
 
 
-class WatchedLink(HttpLink):
-    """A link that keeps the last whole answer."""
-
-    reply: Reply | None = None
-
-    def send(self, *args: Any, **kwargs: Any) -> Reply:
-        """Send, and keep what came back."""
-        self.reply = None
-        self.reply = super().send(*args, **kwargs)
-        return self.reply
-
-
 @pytest.fixture(scope="module")
 def link() -> Iterator[WatchedLink]:
     """A link that lives through all of it."""
@@ -310,7 +297,7 @@ def link() -> Iterator[WatchedLink]:
     made.interrupt()
 
 
-def deliver(link: HttpLink, url: str, sent: int) -> Any:
+def deliver(link: WatchedLink, url: str, sent: int) -> Any:
     """Deliver some records."""
     backend = RestBackend(link, stream_url=url, topic="t", compression="none", clock=SystemClock())
     return backend.deliver(Request("t", "d", "k", ['{"value":{"n":1}}'] * sent))
