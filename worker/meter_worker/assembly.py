@@ -32,7 +32,6 @@ _logger = logging.getLogger("meter_worker")
 # Checked like all settings, so that a slip shows at once; no part of this version asks for them.
 NOT_USED_YET = (
     "dedupe_window",
-    "dialect",
     "when_full",
 )
 
@@ -50,6 +49,7 @@ def flush_loop(settings: Settings) -> FlushLoop:
         topic=settings.topic,
         compression=settings.compression,
         clock=clock,
+        dialect=settings.dialect,
     )
     if settings.portal_url is not None:
         accounts_api = RestAccounts(
