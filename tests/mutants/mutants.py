@@ -23,6 +23,9 @@ FLUSHER = (
 )
 
 
+WIRE = ("tests/wire", "tests/unit/test_verdicts.py", "tests/integration/test_http_link.py")
+
+
 class Mutant(NamedTuple):
     """A deliberate bug."""
 
@@ -31,12 +34,16 @@ class Mutant(NamedTuple):
     old: str
     new: str
     tests: tuple[str, ...]
+    also: tuple[str, str] | None = None
+    """Another text of the same file and its replacement, where the product is doubly safe."""
 
     def applied_to(self, source: str) -> str:
         """Return the source with the bug in it. Raises ValueError where it does not apply."""
-        if source.count(self.old) != 1:
-            raise ValueError(f"{self.name}: {self.file} holds its text {source.count(self.old)} x")
-        return source.replace(self.old, self.new)
+        for old, new in ((self.old, self.new), *([self.also] if self.also else [])):
+            if source.count(old) != 1:
+                raise ValueError(f"{self.name}: {self.file} holds its text {source.count(old)} x")
+            source = source.replace(old, new)
+        return source
 
 
 MUTANTS = (
@@ -282,6 +289,115 @@ MUTANTS = (
         "return self._in_round.total() >= self._of_all",
         "return False",
         FLUSHER,
+    ),
+    # -- verdicts -----------------------------------------------------------------------
+    Mutant(
+        "a 422 with entries is a refusal of everything",
+        f"{WORKER}/verdict_table.py",
+        """        (400, 422),
+        (Shape.FAILED,),
+        Action.READ,
+""",
+        """        (400, 422),
+        (Shape.FAILED,),
+        Action.SPLIT,
+""",
+        WIRE,
+    ),
+    Mutant(
+        "a 200 is delivered, whatever it says",
+        f"{WORKER}/verdict_table.py",
+        """        _SUCCESS,
+        (Shape.FAILED,),
+        Action.READ,
+""",
+        """        _SUCCESS,
+        (Shape.FAILED,),
+        Action.DELIVERED,
+""",
+        WIRE,
+    ),
+    Mutant(
+        "the page of a captive portal is a success",
+        f"{WORKER}/verdict_table.py",
+        """        None,
+        Action.PAUSE,
+        "not the answer of a Kafka REST proxy (a captive portal, or a wrong URL)",
+""",
+        """        None,
+        Action.DELIVERED,
+        "not the answer of a Kafka REST proxy (a captive portal, or a wrong URL)",
+""",
+        WIRE,
+    ),
+    Mutant(
+        "fewer entries than records are a success in any dialect",
+        f"{WORKER}/verdict_table.py",
+        "        pinned=Dialect.REDPANDA,\n",
+        "",
+        WIRE,
+    ),
+    Mutant(
+        "an answer that names no record is a success of all",
+        f"{WORKER}/verdict_table.py",
+        """        _MISCOUNTED,
+        Action.SINGLES,
+        "",
+        "Some records""",
+        """        _MISCOUNTED,
+        Action.DELIVERED,
+        "",
+        "Some records""",
+        WIRE,
+    ),
+    Mutant(
+        "a 403 is a refusal of the events",
+        f"{WORKER}/verdict_table.py",
+        "        (400, 422),\n        (Shape.JSON, Shape.TEXT),\n",
+        "        (400, 403, 422),\n        (Shape.JSON, Shape.TEXT),\n",
+        WIRE,
+    ),
+    Mutant(
+        "the page of a gateway is a refusal of the events",
+        f"{WORKER}/verdict_table.py",
+        "        (400, 422),\n        (Shape.JSON, Shape.TEXT),\n",
+        "        (400, 422),\n        None,\n",
+        WIRE,
+    ),
+    Mutant(
+        "our own key, known there, is refused",
+        f"{WORKER}/verdict_table.py",
+        """        (Shape.JSON,),
+        Action.DELIVERED,
+        "",
+        "Our own key""",
+        """        (Shape.JSON,),
+        Action.SPLIT,
+        "",
+        "Our own key""",
+        WIRE,
+    ),
+    Mutant(
+        "redirects are followed",
+        f"{WORKER}/http_link/channel.py",
+        "                    allow_redirects=False,\n",
+        "                    allow_redirects=True,\n",
+        WIRE,
+        also=("self._session = _Session()", "self._session = requests.Session()"),
+    ),
+    Mutant(
+        "the library below tries again by itself",
+        f"{WORKER}/http_link/adapter.py",
+        "super().__init__(max_retries=0)",
+        "super().__init__(max_retries=urllib3.util.Retry(3, allowed_methods=None))",
+        WIRE,
+    ),
+    Mutant(
+        "an answer may be of any length",
+        f"{WORKER}/http_link/bounded.py",
+        "        if self._left < 0:\n",
+        "        if False:\n",
+        WIRE,
     ),
     # -- accounts -----------------------------------------------------------------------
     Mutant(
