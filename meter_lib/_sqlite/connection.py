@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from meter_lib.errors import OutboxFull, OutboxUnavailable
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["connect", "translated"]
+__all__ = ["connect", "transaction", "translated", "translation"]
 
 
 def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connection:
@@ -49,21 +50,45 @@ def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connecti
 
 
 @contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Generator[None]:
+    """Run the block as one write transaction: committed at its end, undone if it raises."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
 def translated(path: str) -> Generator[None]:
-    """Turn what SQLite and the system raise into our errors, most specific first."""
+    """Turn what SQLite and the system raise into our errors."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise OutboxFull(
-                f"{path} is full: its limit (METER_MAX_BYTES) or the disk is reached; "
-                f"nothing was recorded"
-            ) from error
-        raise OutboxUnavailable(f"{path} cannot be used: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise OutboxUnavailable(f"{path} cannot be read: {error}") from error
-    except OSError as error:
-        raise OutboxUnavailable(
+    except (sqlite3.Error, OSError) as error:
+        raise translation(path, error) from error
+
+
+def translation(path: str, error: sqlite3.Error | OSError) -> OutboxUnavailable:
+    """Return our error for what SQLite or the system raised, the most specific that fits."""
+    if isinstance(error, OSError):
+        # A quota is a disk to whom it is set.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _full(path)
+        return OutboxUnavailable(
             f"{path} cannot be used: {error.strerror or error}"
             + (f" ({error.filename})" if error.filename else "")
-        ) from error
+        )
+    if not isinstance(error, sqlite3.OperationalError):
+        return OutboxUnavailable(f"{path} cannot be read: {error}")
+    if "full" in str(error):
+        return _full(path)
+    return OutboxUnavailable(f"{path} cannot be used: {error}")
+
+
+def _full(path: str) -> OutboxFull:
+    return OutboxFull(
+        f"{path} is full: its limit (METER_MAX_BYTES) or the disk is reached; nothing was recorded"
+    )

@@ -14,11 +14,15 @@ import time
 
 from meter_lib._sqlite.files import create_or_open
 
-__all__ = ["FileLock"]
+__all__ = ["FairLock", "FileLock"]
 
-# Waits for a lock that others hold only for the length of one commit.
-_FIRST_NAP_SECONDS = 0.0002
-_LONGEST_NAP_SECONDS = 0.01
+# Others hold the lock for the length of one commit. Where a disk is fast that is less than the
+# system takes to end a nap, so whoever is next looks again and again for as long as this.
+_LOOKING_SECONDS = 0.0003
+# The others nap, for a part of what they have waited so far, within these bounds.
+_SHORTEST_NAP_SECONDS = 0.0001
+_LONGEST_NAP_SECONDS = 0.002
+_NAPS_A_WAIT = 8
 
 
 class FileLock:
@@ -41,18 +45,22 @@ class FileLock:
             return False
         return True
 
-    def acquire(self, timeout_seconds: float) -> bool:
-        """Take the lock and return True, or return False after the time-out."""
-        if self.try_acquire():
-            return True
-        deadline = time.monotonic() + timeout_seconds
-        nap = _FIRST_NAP_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(nap)
-            if self.try_acquire():
-                return True
-            nap = min(nap * 2, _LONGEST_NAP_SECONDS)
-        return False
+    def acquire_until(self, deadline: float, *, looking_seconds: float = 0.0) -> bool:
+        """Take the lock and return True, or False if it is not to be had by then (monotonic).
+
+        For the first `looking_seconds` it keeps looking, after that it naps in between.
+        """
+        begun = time.monotonic()
+        while not self.try_acquire():
+            waited = time.monotonic() - begun
+            if begun + waited > deadline:
+                return False
+            if waited < looking_seconds:
+                os.sched_yield()
+            else:
+                nap = max(waited / _NAPS_A_WAIT, _SHORTEST_NAP_SECONDS)
+                time.sleep(min(nap, _LONGEST_NAP_SECONDS))
+        return True
 
     def release(self) -> None:
         """Let go of the lock; the file stays."""
@@ -68,6 +76,14 @@ class FileLock:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+
+    def mark(self, *, is_marked: bool) -> None:
+        """Leave a mark in the file for whoever takes the lock next, or take it away."""
+        os.ftruncate(self._open(), int(is_marked))
+
+    def is_marked(self) -> bool:
+        """Return whether somebody has left a mark. Call it while holding."""
+        return os.fstat(self._open()).st_size > 0
 
     def holder(self) -> int | None:
         """Return the process id that the holder wrote, 0 if none, or None where nobody holds it."""
@@ -97,3 +113,46 @@ class FileLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class FairLock:
+    """A lock of two files: whoever waits holds the second, so that the first is theirs next.
+
+    Else a process that writes all the time would take the lock again before those who wait
+    for it have woken, and they would wait for seconds.
+    """
+
+    def __init__(self, path: str, turn_path: str) -> None:
+        self._lock = FileLock(path)
+        self._turn = FileLock(turn_path)
+        self.mark = self._lock.mark
+        self.is_marked = self._lock.is_marked
+        self.release = self._lock.release
+        self._has_waited = False
+
+    def acquire(self, timeout_seconds: float) -> bool:
+        """Take the lock and return True, or return False after the time-out."""
+        if not self._has_waited and self._turn.try_acquire():
+            if self._lock.try_acquire():
+                self._turn.release()
+                return True
+            deadline = time.monotonic() + timeout_seconds
+        else:
+            deadline = time.monotonic() + timeout_seconds
+            if self._has_waited:
+                # Those who wait already are asleep as often as not: they go first.
+                time.sleep(_SHORTEST_NAP_SECONDS)
+            if not self._turn.acquire_until(deadline):
+                return False
+        try:
+            self._has_waited = not self._lock.try_acquire()
+            return not self._has_waited or self._lock.acquire_until(
+                deadline, looking_seconds=_LOOKING_SECONDS
+            )
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        """Let go of the lock and of the descriptors; see `FileLock.close`."""
+        self._lock.close()
+        self._turn.close()

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 
-__all__ = ["create_or_open", "file_bytes", "make_folder", "sync_folder"]
+__all__ = ["create_or_open", "file_bytes", "make_folder", "sync_file", "sync_folder"]
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -49,7 +49,12 @@ def make_folder(folder: str) -> None:
 
 def sync_folder(folder: str) -> None:
     """Put the entries of a folder on the disk: a file is only as durable as its name."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    sync_file(folder)
+
+
+def sync_file(path: str) -> None:
+    """Put the content of a file on the disk. Not for a SQLite file that this process has open."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import meter_migrations
-from meter_lib._sqlite import SqliteOutbox, database, file_lock, recorder
+from meter_lib._sqlite import SqliteOutbox, database, file_lock, opening, recorder
 from meter_lib.errors import OutboxFull, OutboxMissing, OutboxUnavailable, SchemaTooNew
 from meter_lib.outbox import Burial, Deferral, Selector, Settlement
 from meter_lib.usage import digest, usage_event
@@ -61,8 +61,12 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def disk_bytes(path: str) -> int:
-    """What the limit is about: the bytes of database and write-ahead log."""
-    return sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
+    """What the limit is about: the bytes of database, write-ahead log and reserve."""
+    return sum(
+        os.path.getsize(path + end)
+        for end in ("", "-wal", ".reserve")
+        if os.path.exists(path + end)
+    )
 
 
 @pytest.fixture
@@ -168,6 +172,8 @@ def test_only_a_set_group_id_folder_is_shared(
         "outbox.db-shm": file_mode,
         "outbox.db.lock": file_mode,
         "outbox.db.flusher": file_mode,
+        "outbox.db.reserve": file_mode,
+        "outbox.db.turn": file_mode,
     }
 
 
@@ -212,7 +218,7 @@ def test_any_path_is_just_a_path(
     outbox = opened(f"{lead}{tmp_path}/{name}")
     outbox.append([use()], now=NOON)
     outbox.close()
-    assert set(files_in(tmp_path)) == {name, f"{name}.lock"}
+    assert set(files_in(tmp_path)) == {name, f"{name}.lock", f"{name}.reserve", f"{name}.turn"}
 
 
 def test_a_link_and_its_target_are_one_outbox(
@@ -305,7 +311,7 @@ def test_a_file_that_is_not_ours_is_left_untouched(
     after = files_in(tmp_path)
     assert {name: after[name] for name in before} == before
     if not read_only:
-        assert set(after) - set(before) <= {"outbox.db.lock"}
+        assert set(after) - set(before) <= {"outbox.db.lock", "outbox.db.turn"}
 
 
 def test_a_folder_in_its_place_is_named(
@@ -489,24 +495,34 @@ class _Interrupted:
     def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         """Run the statement, and then raise if it is the one."""
         result = self._connection.execute(statement, *parameters)
-        if statement == self._statement:
+        if self._statement and statement.strip().startswith(self._statement):
             self._statement = ""
             raise KeyboardInterrupt
         return result
 
 
 @pytest.mark.parametrize(
-    ("statement", "recorded"), [("BEGIN IMMEDIATE", [1, 3]), ("COMMIT", [1, 2, 3])]
+    ("statement", "key", "recorded"),
+    [
+        ("BEGIN IMMEDIATE", "k", [1, 3]),
+        ("COMMIT", "k", [1, 2, 3]),
+        # A lone post of a known stream is one statement.
+        ("INSERT INTO events", None, [1, 2, 3]),
+    ],
 )
 def test_an_interrupted_post_does_no_harm(
-    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch, statement: str, recorded: list[int]
+    outbox: SqliteOutbox,
+    monkeypatch: pytest.MonkeyPatch,
+    statement: str,
+    key: str | None,
+    recorded: list[int],
 ) -> None:
     """Ctrl-C in the middle of a post leaves it whole or not at all, and the outbox in order."""
     outbox.append([use(1)], now=NOON)
     interrupted = _Interrupted(connection_of(outbox), statement)
     monkeypatch.setattr(outbox._database, "_connection", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        outbox.append([use(2)], now=NOON)
+        outbox.append([use(2, idempotency_key=key)], now=NOON)
     outbox.append([use(3)], now=NOON)
     assert [event.total_usage for event in due(outbox)] == recorded
 
@@ -1041,14 +1057,14 @@ def test_every_statement_finds_its_rows_by_an_index(
 ) -> None:
     """No statement that runs all the time reads a table from end to end, or sorts."""
     statements: set[str] = set()
-    connect = database.connect
+    connect = opening.connect
 
     def traced(*arguments: Any, **named: Any) -> sqlite3.Connection:
         connection = connect(*arguments, **named)
         connection.set_trace_callback(statements.add)
         return connection
 
-    monkeypatch.setattr(database, "connect", traced)
+    monkeypatch.setattr(opening, "connect", traced)
     outbox.append([use()], now=NOON)
     outbox.settle(Settlement(delivered=due(outbox)), now=NOON)
     statements.clear()

@@ -1,0 +1,100 @@
+"""What a failed sync leaves behind, and how the write-ahead log is made trustworthy again.
+
+Linux reports a failed sync once and then takes what was not written for clean: a second sync
+that succeeds proves nothing. The log may have a hole where settlements stood that nobody had
+synced yet, and recovery after a power cut would stop there, short of whatever is accepted
+later. And it may hold a refused event whole, which recovery would take for committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+import meter_migrations
+
+if TYPE_CHECKING:
+    from meter_lib._sqlite.file_lock import FairLock
+
+__all__ = ["LogTrust", "may_leave_traces"]
+
+
+class LogTrust:
+    """Whether the log can be trusted, as far as this process knows, and what is done if not."""
+
+    def __init__(self) -> None:
+        self.is_doubtful = False
+
+    def look(self, lock: FairLock) -> None:
+        """Take over what the last process said that could not repair it."""
+        self.is_doubtful = lock.is_marked()
+
+    def undo(
+        self, connection: sqlite3.Connection, error: sqlite3.Error, lock: FairLock | None
+    ) -> None:
+        """See to it that what failed is gone for good, and that the log can be trusted.
+
+        The connection may be at another `synchronous` afterwards. Call it under the lock.
+        """
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if may_leave_traces(error):
+            _overwrite_refused(connection)
+            if _may_be_a_failed_sync(error):
+                self.repair(connection, lock)
+
+    def repair(self, connection: sqlite3.Connection, lock: FairLock | None) -> bool:
+        """Repair the log and return True, or leave a mark for other processes: it must be."""
+        self.is_doubtful = True
+        self._mark(lock)
+        if _repaired(connection):
+            self.is_doubtful = False
+            self._mark(lock)
+        return not self.is_doubtful
+
+    def _mark(self, lock: FairLock | None) -> None:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                lock.mark(is_marked=self.is_doubtful)
+
+
+def may_leave_traces(error: BaseException) -> bool:
+    """Return whether the error may have come when part of the transaction was in the log."""
+    return _may_be_a_failed_sync(error) or (
+        isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+    )
+
+
+def _may_be_a_failed_sync(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "disk I/O" in str(error)
+
+
+def _overwrite_refused(connection: sqlite3.Connection) -> None:
+    """Put something else where the refused transaction stands in the log, as far as that works."""
+    # Not synced: that would fail once more and leave this, too, uncommitted.
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _write_something(connection)
+
+
+def _repaired(connection: sqlite3.Connection) -> bool:
+    """Move all that is committed to the database and begin a new log; return whether that worked.
+
+    True means that what is committed from now on is on the disk when its sync succeeds.
+    """
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            return False
+        # The first commit of a new log, synced with its header, makes void whatever the disk
+        # still has of the old one.
+        _write_something(connection)
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def _write_something(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA user_version = {meter_migrations.LATEST}")

@@ -1,0 +1,143 @@
+"""How the file of an outbox is made, recognised and opened. The caller holds the write lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import meter_migrations
+from meter_lib._sqlite.connection import connect
+from meter_lib._sqlite.files import create_or_open, file_bytes, sync_file, sync_folder
+from meter_lib._sqlite.limits import PAGE_BYTES
+from meter_lib.errors import OutboxMissing, OutboxUnavailable, SchemaTooNew
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from meter_lib._sqlite.limits import Limits
+
+__all__ = ["open_or_create", "open_read_only"]
+
+
+def open_or_create(path: str, limits: Limits, *, timeout_seconds: float) -> sqlite3.Connection:
+    """Return a connection to the outbox at `path`, made where there is none, of the current schema.
+
+    On return the file's name and schema are on the disk.
+    """
+    if _is_new(path):
+        _create(path, timeout_seconds)
+    else:
+        _look_whose_it_is(path, timeout_seconds)
+    connection = connect(path, mode="rw", timeout_seconds=timeout_seconds)
+    try:
+        # Some builds of SQLite have another default for what the first migration is synced by.
+        connection.execute("PRAGMA synchronous = FULL")
+        _use_log(connection, path)
+        meter_migrations.migrate(connection)
+        log_pages = min(1000, limits.max_log_bytes // 4 // PAGE_BYTES)
+        connection.execute(f"PRAGMA wal_autocheckpoint = {log_pages}").fetchone()
+        connection.execute(f"PRAGMA journal_size_limit = {limits.max_log_bytes // 4}").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {limits.max_pages}").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
+    """Return a connection that can only read; make nothing. Needs no lock."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise OutboxMissing(f"there is no outbox at {path}") from None
+    connection = connect(path, mode="ro", timeout_seconds=timeout_seconds)
+    try:
+        version = _schema_version(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    if version != meter_migrations.LATEST:
+        connection.close()
+        raise OutboxUnavailable(
+            f"{path} has schema {version}, this version reads "
+            f"{meter_migrations.LATEST}; run: meter-lib migrate"
+        )
+    return connection
+
+
+def _is_new(path: str) -> bool:
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return file_bytes(path) == 0
+
+
+def _create(path: str, timeout_seconds: float) -> None:
+    """Make an empty outbox under another name, and give it its own once it is on the disk.
+
+    Made in its place, a power cut could leave half a header or half a schema there.
+    """
+    unfinished = f"{path}.new"
+    for ending in ("", "-journal", "-wal", "-shm"):
+        _remove(f"{unfinished}{ending}")
+    os.close(create_or_open(unfinished))
+    connection = connect(unfinished, mode="rw", timeout_seconds=timeout_seconds)
+    try:
+        # Page size and journal mode are fixed by the first write of a new file.
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        # It is synced as a whole, below.
+        connection.execute("PRAGMA synchronous = OFF")
+        _use_log(connection, path)
+        meter_migrations.migrate(connection)
+    finally:
+        connection.close()
+    sync_file(unfinished)
+    # A log without its database says nothing, and would be taken for the new one's.
+    for ending in ("-journal", "-wal", "-shm"):
+        if _remove(f"{path}{ending}"):
+            sync_folder(os.path.dirname(path))
+    os.replace(unfinished, path)
+    # A file whose folder is not synced may be gone after a power cut, events and all.
+    sync_folder(os.path.dirname(path))
+
+
+def _remove(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        return True
+    return False
+
+
+def _use_log(connection: sqlite3.Connection, path: str) -> None:
+    (journal_mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if journal_mode != "wal":
+        raise OutboxUnavailable(
+            f"{path} is on a file system that cannot share memory, as network "
+            f"file systems often cannot: an outbox belongs on a local disk"
+        )
+
+
+def _look_whose_it_is(path: str, timeout_seconds: float) -> None:
+    """Raise where the file is not ours to open, having made and changed nothing."""
+    # Reading a file without a log would make one beside it.
+    mode = "ro" if file_bytes(f"{path}-wal") else "ro&immutable=1"
+    probe = connect(path, mode=mode, timeout_seconds=timeout_seconds)
+    try:
+        _schema_version(probe, path)
+    finally:
+        probe.close()
+
+
+def _schema_version(connection: sqlite3.Connection, path: str) -> int:
+    try:
+        return meter_migrations.schema_version(connection)
+    except meter_migrations.NewerSchemaError as error:
+        raise SchemaTooNew(
+            f"{path} was made by a newer version of meter-lib ({error}); "
+            f"it was left untouched: upgrade this program"
+        ) from error
+    except meter_migrations.ForeignFileError as error:
+        raise OutboxUnavailable(
+            f"{path} is not an outbox: {error}; it was left untouched"
+        ) from error

@@ -1,0 +1,120 @@
+"""Lets threads that post at the same time share one commit, and so one sync of the disk.
+
+Who comes while nobody commits commits at once, alone. Who comes meanwhile waits; then one
+of those who wait commits for all of them. So a lone poster never waits for another thread,
+and under load the batches grow by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from meter_lib.errors import OutboxUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meter_lib.outbox import Receipt
+    from meter_lib.usage import UsageEvent
+
+__all__ = ["Post", "PostQueue"]
+
+# Enough to share a sync among all the threads that a program has; few enough for the log of
+# the smallest outbox.
+_MOST_POSTS_A_COMMIT = 128
+
+
+class Post:
+    """Events of one call, and what became of them: `receipts` or `error`."""
+
+    __slots__ = ("error", "events", "now", "receipts", "woken")
+
+    def __init__(self, events: Sequence[UsageEvent], now: int) -> None:
+        self.events = events
+        self.now = now
+        self.receipts: list[Receipt] | None = None
+        self.error: Exception | None = None
+        # Held until somebody else has seen to this post, or left it to lead.
+        self.woken: threading.Lock | None = None
+
+    def is_done(self) -> bool:
+        """Return whether it is known what became of it."""
+        return self.receipts is not None or self.error is not None
+
+
+class PostQueue:
+    """The threads of this process that want to commit.
+
+    `record` gets posts and sets `receipts` or `error` of each; one thread at a time calls
+    it. It is for threads that run no signal handlers: these could interrupt the one who
+    leads, and wait for it.
+    """
+
+    def __init__(self, record: Callable[[Sequence[Post]], None]) -> None:
+        self._record = record
+        # At most one entry: the post whose thread commits now. A dict, since looking and
+        # taking are one step there, which no lock of our own must guard.
+        self._leader: dict[str, Post] = {}
+        self._waiting: deque[Post] = deque()
+        # How many posts there were at the last commit, those that came meanwhile included.
+        self._crowd = 0
+
+    def add(self, post: Post) -> None:
+        """Return once `receipts` or `error` of the post is set."""
+        try:
+            if self._leader.setdefault("post", post) is not post:
+                post.woken = threading.Lock()
+                post.woken.acquire()
+                self._waiting.append(post)
+                # Whoever led may have looked for us just before, and gone.
+                if self._leader.setdefault("post", post) is not post:
+                    post.woken.acquire()
+            if self._leader.get("post") is post:
+                self._lead(post)
+        finally:
+            self._pass_on_the_lead(post)
+
+    def _lead(self, post: Post) -> None:
+        self._let_others_come()
+        posts = [] if post.is_done() else [post]
+        while self._waiting and len(posts) < _MOST_POSTS_A_COMMIT:
+            waiting = self._waiting.popleft()
+            if waiting is not post:
+                posts.append(waiting)
+        try:
+            if posts:
+                self._record(posts)
+        finally:
+            for other in posts:
+                if not other.is_done():
+                    other.error = OutboxUnavailable("the post was interrupted")
+                if other is not post and other.woken is not None:
+                    other.woken.release()
+            self._crowd = len(posts) + len(self._waiting)
+
+    def _let_others_come(self) -> None:
+        """Wait for those who were there at the last commit, while they do come.
+
+        They have just been woken. Without that, the first of them would commit alone, and all
+        the others wait for two syncs.
+        """
+        came = -1
+        while came < len(self._waiting) < self._crowd - 1:
+            came = len(self._waiting)
+            time.sleep(0)
+
+    def _pass_on_the_lead(self, post: Post) -> None:
+        while self._leader.get("post") is post:
+            if self._waiting:
+                heir = self._waiting.popleft()
+                self._leader["post"] = heir
+                if heir.woken is not None:
+                    heir.woken.release()
+                return
+            del self._leader["post"]
+            if self._waiting:
+                # Somebody came between the look and the end of the lead: see to it again.
+                self._leader.setdefault("post", post)

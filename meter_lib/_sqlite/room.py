@@ -1,0 +1,59 @@
+"""Sees to it that an outbox stays within its limit: looks before each transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meter_lib._sqlite.limits import PAGE_BYTES
+from meter_lib.errors import OutboxFull
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from meter_lib._sqlite.limits import Limits
+    from meter_lib._sqlite.place import Place
+
+__all__ = ["empty_log", "pages_left"]
+
+
+def empty_log(
+    connection: sqlite3.Connection,
+    place: Place,
+    limits: Limits,
+    needed: int,
+    *,
+    path: str,
+    patience_seconds: float,
+    usual_patience_seconds: float,
+) -> None:
+    """Return once the write-ahead log has room for so many bytes, or raise `OutboxFull`."""
+    connection.execute(f"PRAGMA busy_timeout = {patience_seconds * 1000:.0f}")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {usual_patience_seconds * 1000:.0f}")
+    in_log = place.log_bytes()
+    if in_log + needed <= limits.max_log_bytes:
+        return
+    # What the database does not use, the log may.
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    free_bytes = limits.max_bytes - limits.reserve_bytes - pages * PAGE_BYTES
+    if in_log > 0:
+        raise OutboxFull(
+            f"{path} is full: its write-ahead log cannot be emptied while "
+            f"another program reads the file; nothing was recorded"
+        )
+    if needed > free_bytes:
+        raise OutboxFull(
+            f"{path} has no room for a commit of about {needed} bytes, its limit "
+            f"(METER_MAX_BYTES) being {limits.max_bytes}; record fewer events at a time"
+        )
+
+
+def pages_left(connection: sqlite3.Connection, limits: Limits) -> int:
+    """Return how many pages new events may still take.
+
+    Not left to `max_page_count`: that would also keep them from the free pages of a file
+    that settling has made larger than events may.
+    """
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return int(limits.max_capture_pages - pages + free_pages)
