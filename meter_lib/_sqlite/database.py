@@ -24,7 +24,7 @@ from meter_lib._sqlite.log_repair import LogTrust, may_leave_traces
 from meter_lib._sqlite.opening import open_or_create, open_read_only
 from meter_lib._sqlite.place import Place
 from meter_lib._sqlite.reserve import Reserve
-from meter_lib._sqlite.room import empty_log, pages_left
+from meter_lib._sqlite.room import empty_log, give_space_back, pages_left
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class Database:
                 self._set_synchronous(connection, "NORMAL")
                 with transaction(connection):
                     yield connection
+                self._give_space_back(connection)
             except sqlite3.Error as error:
                 self._undo(connection, error)
                 if may_leave_traces(error):
@@ -266,6 +267,17 @@ class Database:
                 f"{self.path} is full: its limit (METER_MAX_BYTES) is reached; nothing was recorded"
             )
         self._pages_until_look = min(left, _PAGES_BETWEEN_LOOKS)
+
+    def _give_space_back(self, connection: sqlite3.Connection) -> None:
+        """Return what is not needed to the disk; a failure undoes nothing of what was committed."""
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            if self._place is not None:
+                give_space_back(connection, self._place, self._limits)
+        except sqlite3.Error as error:
+            self._undo(connection, error)
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_SECONDS * 1000:.0f}")
 
     def disk_bytes(self) -> int:
         """Return the bytes on disk: database, write-ahead log and reserve."""

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from meter_lib._sqlite.limits import Limits
     from meter_lib._sqlite.place import Place
 
-__all__ = ["empty_log", "pages_left"]
+__all__ = ["empty_log", "give_space_back", "pages_left"]
+
+# A file is made smaller where that frees as much as this, and three quarters of it: what it
+# costs to copy the rest is then little, and so is how long posts wait for it.
+_WORTHWHILE_PAGES = 1024
+_MOST_PAGES_TO_COPY = 4096
 
 
 def empty_log(
@@ -57,3 +62,23 @@ def pages_left(connection: sqlite3.Connection, limits: Limits) -> int:
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
     return int(limits.max_capture_pages - pages + free_pages)
+
+
+def give_space_back(connection: sqlite3.Connection, place: Place, limits: Limits) -> None:
+    """Make the file smaller where nearly all of it is free.
+
+    No `auto_vacuum`: with it, each post that begins a page would write another one.
+    """
+    (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if free_pages < _WORTHWHILE_PAGES:
+        return
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    used_pages = pages - free_pages
+    most = min(_MOST_PAGES_TO_COPY, limits.max_log_bytes // 2 // PAGE_BYTES)
+    if used_pages > most or used_pages > free_pages // 3:
+        return
+    # The copy goes through the log, and the checkpoint after it cuts the file.
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if place.log_bytes() < limits.max_log_bytes // 4:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
