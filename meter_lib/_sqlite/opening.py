@@ -36,6 +36,10 @@ def open_or_create(path: str, limits: Limits, *, timeout_seconds: float) -> sqli
         connection.execute("PRAGMA synchronous = FULL")
         _use_log(connection, path)
         meter_migrations.migrate(connection)
+        if file_bytes(f"{path}-wal") == 0:
+            # Made just now, or by somebody else who has not synced it yet. A file whose folder is
+            # not synced may be gone after a power cut, events and all.
+            sync_folder(os.path.dirname(path))
         log_pages = min(1000, limits.max_log_bytes // 4 // PAGE_BYTES)
         connection.execute(f"PRAGMA wal_autocheckpoint = {log_pages}").fetchone()
         connection.execute(f"PRAGMA journal_size_limit = {limits.max_log_bytes // 4}").fetchone()
@@ -74,7 +78,7 @@ def _is_new(path: str) -> bool:
 
 
 def _create(path: str, timeout_seconds: float) -> None:
-    """Make an empty outbox under another name, and give it its own once it is on the disk.
+    """Make an empty outbox under another name, and give it its own once its content is synced.
 
     Made in its place, a power cut could leave half a header or half a schema there.
     """
@@ -98,8 +102,6 @@ def _create(path: str, timeout_seconds: float) -> None:
         if _remove(f"{path}{ending}"):
             sync_folder(os.path.dirname(path))
     os.replace(unfinished, path)
-    # A file whose folder is not synced may be gone after a power cut, events and all.
-    sync_folder(os.path.dirname(path))
 
 
 def _remove(path: str) -> bool:

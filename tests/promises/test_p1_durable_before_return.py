@@ -180,6 +180,199 @@ def test_the_first_event_brings_its_folders_along(strace: str, tmp_path: Path) -
     assert syncs(calls)[-1] == f"{path}-wal"
 
 
+def test_a_new_outbox_is_whole_before_it_has_its_name(strace: str, tmp_path: Path) -> None:
+    """The file of a new outbox is synced, then renamed; with its log, the folder is synced."""
+    folder = str(tmp_path)
+    path = f"{folder}/outbox.db"
+    subprocess.run(
+        [
+            *(strace, "-f", "-y", "-o", str(tmp_path / "trace")),
+            *("-e", "trace=fsync,fdatasync,rename,write,pwrite64,unlink,openat"),
+            *(sys.executable, "-c", FEW_POSTS, path, "1"),
+        ],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    wanted = {
+        "made": rf'rename\("{path}\.new", "{path}"',
+        "its content synced": rf"fsync\(\d+<{path}\.new>",
+        "both names synced": rf"fsync\(\d+<{folder}>",
+        "log made": rf'openat\(.*"{path}-wal", O_RDWR\|O_CREAT',
+        "log synced": rf"fdatasync\(\d+<{path}-wal>|fsync\(\d+<{path}-wal>",
+        "receipt": r'write\(1<.*"receipt ',
+    }
+    happened = [
+        what
+        for line in (tmp_path / "trace").read_text().splitlines()
+        for what, pattern in wanted.items()
+        if re.search(pattern, line)
+    ]
+    assert happened == [
+        "its content synced",
+        "made",
+        "log made",
+        "both names synced",
+        "log synced",
+        "log synced",
+        "receipt",
+    ]
+
+
+# The calls by which a new outbox is made and first written to.
+MAKING = ["openat", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "ftruncate"]
+
+
+@pytest.mark.parametrize("call", MAKING)
+def test_a_kill_while_an_outbox_is_made_leaves_none_or_a_whole_one(
+    strace: str, tmp_path: Path, call: str
+) -> None:
+    """Killed at any of the calls by which it comes to be, an outbox takes events afterwards."""
+    path = str(tmp_path / "outbox.db")
+    for when in (1, 2, 3, 5, 8, 13, 21, 34):
+        killed = traced_posts(
+            *(strace, tmp_path / "trace", path, 2),
+            *("-P", path, "-P", f"{path}.new", "-P", f"{path}-wal", "-P", str(tmp_path)),
+            *("-e", f"trace={call},write", "-e", f"inject={call}:signal=KILL:when={when}"),
+        )
+        receipts = [answer.split()[1] for answer in killed]
+        receipts += [
+            answer.split()[1]
+            for answer in traced_posts(strace, tmp_path / "trace", path, 1)
+            if answer != "refused"
+        ]
+        found = [key for key, _ in events_in(path)]
+        assert [key for key in found if key in receipts] == receipts
+        assert receipts
+        for leftover in tmp_path.glob("outbox.db*"):
+            leftover.unlink()
+
+
+def test_a_log_without_its_file_is_not_taken_for_a_new_ones(tmp_path: Path) -> None:
+    """Where only a log was left behind, a new outbox begins empty, and is sound."""
+    path = str(tmp_path / "outbox.db")
+    poster = subprocess.run(
+        [sys.executable, "-c", FEW_POSTS, path, "5"], capture_output=True, text=True, check=False
+    )
+    assert len(poster.stdout.splitlines()) == 5
+    assert os.path.getsize(f"{path}-wal") > 0
+    os.unlink(path)
+    poster = subprocess.run(
+        [sys.executable, "-c", FEW_POSTS, path, "2"], capture_output=True, text=True, check=False
+    )
+    assert [key for key, _ in events_in(path)] == [
+        answer.split()[1] for answer in poster.stdout.splitlines()
+    ]
+
+
+def test_a_post_does_not_ask_the_log_for_its_times(strace: str, tmp_path: Path) -> None:
+    """A lone post looks at no attribute of the log: the next sync would have to write them."""
+    path = str(tmp_path / "outbox.db")
+    subprocess.run(
+        [
+            *(strace, "-f", "-y", "-o", str(tmp_path / "trace"), "-e", "trace=%%stat,write"),
+            *(sys.executable, "-c", FEW_POSTS, path, "6"),
+        ],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    lines = (tmp_path / "trace").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if '"receipt ' in line)
+    assert [line for line in lines[first:] if "outbox.db-wal" in line] == []
+    assert any(f'"{path}"' in line for line in lines[first:])
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3, 4, 5, 6, 9])
+def test_no_post_is_accepted_on_a_log_that_may_have_a_hole(
+    strace: str, tmp_path: Path, failures: int
+) -> None:
+    """However often the disk fails, what has a receipt is there and what was refused is not."""
+    path = str(tmp_path / "outbox.db")
+    answers = traced_posts(
+        *(strace, tmp_path / "trace", path, 9),
+        *("-P", f"{path}-wal"),
+        *("-e", "trace=fsync,fdatasync,write"),
+        *("-e", f"inject=fsync,fdatasync:error=EIO:when=5..{4 + failures}"),
+    )
+    said = [answer.split()[0] for answer in answers]
+    assert (said[:3], said[3]) == (["receipt"] * 3, "refused")
+    assert "receipt" in said[4:] or failures > 5
+    keys = [answer.split()[1] for answer in answers if answer != "refused"]
+    # The next process: it repairs what the last one could not.
+    answers = traced_posts(strace, tmp_path / "trace", path, 2)
+    keys += [answer.split()[1] for answer in answers]
+    assert [key for key, _ in events_in(path)] == keys
+    assert os.path.getsize(f"{path}.lock") == 0
+
+
+def test_the_next_process_repairs_a_log_that_the_last_one_could_not(
+    strace: str, tmp_path: Path
+) -> None:
+    """A log that may have a hole is emptied into the database before the next event goes there."""
+    path = str(tmp_path / "outbox.db")
+    answers = traced_posts(
+        *(strace, tmp_path / "trace", path, 6),
+        *("-P", f"{path}-wal", "-e", "trace=fsync,fdatasync,write"),
+        *("-e", "inject=fsync,fdatasync:error=EIO:when=5+"),
+    )
+    assert [answer.split()[0] for answer in answers] == ["receipt"] * 3 + ["refused"] * 3
+    assert os.path.getsize(f"{path}.lock") == 1
+    traced_posts(strace, tmp_path / "trace", path, 1)
+    [calls] = calls_until_each_receipt(tmp_path / "trace")
+    assert f"{path}" in syncs(calls)
+    assert os.path.getsize(f"{path}.lock") == 0
+
+
+# Eight threads at once, each of which says what became of its event.
+MANY_THREADS = """
+import os, signal, sys, threading
+from meter_lib import MeterClient, OutboxUnavailable
+
+client = MeterClient(sys.argv[1])
+together = threading.Barrier(8)
+
+def post():
+    together.wait()
+    for number in range(int(sys.argv[2])):
+        try:
+            key = client.post("t", "d", "page.processed.basic", number)["idempotency_key"]
+        except OutboxUnavailable as error:
+            os.write(1, b"refused\\n")
+        else:
+            os.write(1, f"receipt {key}\\n".encode())
+
+threads = [threading.Thread(target=post) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["1", "2..3", "2..6", "3+"])
+def test_a_failed_sync_refuses_all_that_shared_it(strace: str, tmp_path: Path, when: str) -> None:
+    """Of threads that share a commit whose sync fails, each is told, and no event turns up."""
+    path = str(tmp_path / "outbox.db")
+    [first] = traced_posts(strace, tmp_path / "trace", path, 1)
+    poster = subprocess.run(
+        [
+            # It counts the calls of each thread by itself.
+            *(strace, "-f", "-y", "-o", str(tmp_path / "trace"), "-P", f"{path}-wal"),
+            *("-e", "trace=fsync,fdatasync"),
+            *("-e", f"inject=fsync,fdatasync:error=EIO:when={when}"),
+            *(sys.executable, "-c", MANY_THREADS, path, "10"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    answers = poster.stdout.splitlines()
+    assert len(answers) == 80
+    assert "refused" in answers
+    kept = {answer.split()[1] for answer in [first, *answers] if answer != "refused"}
+    assert {key for key, _ in events_in(path)} == kept
+
+
 @pytest.mark.parametrize("then", [0, 2], ids=["killed at once", "after two more posts"])
 def test_an_event_whose_sync_failed_never_turns_up(strace: str, tmp_path: Path, then: int) -> None:
     """What was refused because the disk failed is not in the file after a crash either."""
