@@ -30,11 +30,12 @@ _MOST_POSTS_A_COMMIT = 128
 class Post:
     """Events of one call, and what became of them: `receipts` or `error`."""
 
-    __slots__ = ("error", "events", "now", "receipts", "woken")
+    __slots__ = ("error", "events", "now", "receipts", "thread", "woken")
 
-    def __init__(self, events: Sequence[UsageEvent], now: int) -> None:
+    def __init__(self, events: Sequence[UsageEvent], now: int, thread: int) -> None:
         self.events = events
         self.now = now
+        self.thread = thread
         self.receipts: list[Receipt] | None = None
         self.error: Exception | None = None
         # Held until somebody else has seen to this post, or left it to lead.
@@ -65,7 +66,13 @@ class PostQueue:
     def add(self, post: Post) -> None:
         """Return once `receipts` or `error` of the post is set."""
         try:
-            if self._leader.setdefault("post", post) is not post:
+            leader = self._leader.setdefault("post", post)
+            if leader is not post:
+                if leader.thread == post.thread:
+                    # A finalizer has interrupted it. It cannot go on before this one returns.
+                    raise OutboxUnavailable(
+                        "this thread is recording another event just now; nothing was recorded"
+                    )
                 post.woken = threading.Lock()
                 post.woken.acquire()
                 self._waiting.append(post)

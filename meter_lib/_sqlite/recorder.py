@@ -38,6 +38,14 @@ _MOST_REMEMBERED_STREAMS = 4096
 
 _Stream = tuple[str, str, str]
 
+# Without a seq it takes the next one.
+_INSERT = """
+    INSERT INTO events (seq, stream_id, idempotency_key, event_time,
+                        recorded_at, total_usage, payload)
+    VALUES (coalesce(?, 1 + (SELECT max(last_seq, coalesce((SELECT max(seq) FROM events), 0))
+                             FROM outbox)), ?, ?, ?, ?, ?, ?)
+"""
+
 
 class SqliteRecorder:
     """The recording part of an outbox in a SQLite file."""
@@ -53,13 +61,14 @@ class SqliteRecorder:
 
     def append(self, events: Sequence[UsageEvent], *, now: int) -> list[Receipt]:
         """Record all of `events` or none; see `Recorder.append`."""
-        if threading.get_ident() == threading.main_thread().ident:
+        thread = threading.get_ident()
+        if thread == threading.main_thread().ident:
             # Signal handlers run in this thread only. It waits for no post of another thread,
             # and none for it: a handler that interrupts it leaves nobody stuck.
             return self._record(events, now)
         if self._queue_of != os.getpid():
             self._queue, self._queue_of = PostQueue(self._record_together), os.getpid()
-        post = Post(events, now)
+        post = Post(events, now, thread)
         self._queue.add(post)
         if post.error is not None:
             raise post.error
@@ -112,13 +121,8 @@ class SqliteRecorder:
                 # One statement is its own transaction, which saves a third of the time that
                 # is not the disk's.
                 connection.execute(
-                    """
-                    INSERT INTO events (seq, stream_id, idempotency_key, event_time,
-                                        recorded_at, total_usage, payload)
-                    VALUES (1 + (SELECT max(last_seq, coalesce((SELECT max(seq) FROM events), 0))
-                                 FROM outbox), ?, ?, ?, ?, ?, ?)
-                    """,
-                    (stream_id, key, event_time, now, event.total_usage, event.payload),
+                    _INSERT,
+                    (None, stream_id, key, event_time, now, event.total_usage, event.payload),
                 )
                 return [{"status": "queued", "idempotency_key": key, "event_time": event_time}]
 
@@ -183,14 +187,7 @@ class SqliteRecorder:
                 its_receipts.append(
                     {"status": "queued", "idempotency_key": key, "event_time": event_time}
                 )
-        connection.executemany(
-            """
-            INSERT INTO events (seq, stream_id, idempotency_key, event_time,
-                                recorded_at, total_usage, payload)
-            VALUES (?, ?, ?, ?, ?, ?, ?)
-            """,
-            rows,
-        )
+        connection.executemany(_INSERT, rows)
         return receipts
 
     def _known_streams(self) -> dict[_Stream, int]:

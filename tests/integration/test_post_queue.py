@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meter_lib._sqlite import SqliteOutbox, database
+from meter_lib._sqlite import SqliteOutbox, database, recorder
 from meter_lib._sqlite.file_lock import FairLock
 from meter_lib.errors import KeyConflict, MeterError, OutboxFull, OutboxUnavailable
 from meter_lib.usage import usage_event
@@ -183,6 +183,24 @@ def test_the_main_thread_posts_beside_the_others(outbox: SqliteOutbox) -> None:
     for first in range(1000, 6000, 1000):
         its_own = [number for number in units if first <= number < first + 1000]
         assert its_own == list(range(first, first + posted))
+
+
+def test_a_post_out_of_a_post_is_refused(
+    outbox: SqliteOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a finalizer posts while its thread is recording, it does not wait for itself."""
+    nested = Poster(outbox, [use(2)])
+
+    def finalizer_runs(size: int) -> bytes:
+        nested.run()
+        return bytes(size)
+
+    monkeypatch.setattr(recorder.os, "urandom", finalizer_runs)
+    poster = Poster(outbox, [use(1)])
+    poster.start()
+    poster.join()
+    assert (poster.answer, type(nested.answer)) == (["queued"], OutboxUnavailable)
+    assert stored(outbox) == [0, 1]
 
 
 # Threads print the key of each event they have a receipt for; the program ends in their midst.
