@@ -6,6 +6,8 @@ disk without a free byte does not keep an outbox from emptying.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 
 from meter_lib._sqlite.files import create_or_open, file_bytes
@@ -77,6 +79,9 @@ def _free_bytes(path: str) -> int:
 
 def _allocate(descriptor: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:  # macOS
-        os.pwrite(descriptor, bytes(size), 0)
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(descriptor, 0, size)
+            return
+    # Neither macOS nor each file system of Linux knows how: written bytes take space anywhere.
+    if os.pwrite(descriptor, bytes(size), 0) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -826,6 +826,47 @@ def test_a_list_that_no_commit_can_hold_is_refused_as_such(smallest: Any) -> Non
     assert smallest.status().accepted == 0
 
 
+@pytest.mark.parametrize("dead", [0, 1, 500], ids=["all", "but one dead letter", "but many"])
+def test_a_drained_outbox_gives_its_space_back(
+    opened: Callable[..., SqliteOutbox], outbox_path: str, dead: int
+) -> None:
+    """The file shrinks to what is still in it, and all goes on as before."""
+    outbox = opened()
+    for number in range(dead):
+        outbox.append([use(number, metadata={"x": "y" * 300})], now=NOON)
+    outbox.settle(
+        Settlement(buried=[Burial(event, "rejected", "no") for event in due(outbox)]), now=NOON
+    )
+    before = os.path.getsize(f"{outbox_path}-wal")
+    for _ in range(40):
+        outbox.append([use(metadata={"x": "y" * 300})] * 250, now=NOON)
+    full = disk_bytes(outbox_path)
+    assert full > 5 * MIB
+    first_id = outbox.outbox_id
+    assert _deliver_everything(outbox, now=NOON) == 10_000
+    assert disk_bytes(outbox_path) < MIB * 3 + dead * 1024 + before
+    assert os.path.getsize(outbox_path) < full / 4
+    outbox.close()
+    again = opened()
+    again.append([use(7)], now=NOON)
+    assert ([event.seq for event in due(again)], again.outbox_id) == ([10_001 + dead], first_id)
+    assert len(list(again.dead_letters(Selector()))) == dead
+
+
+def test_a_file_with_much_left_in_it_is_not_copied(opened: Callable[..., SqliteOutbox]) -> None:
+    """Giving space back costs little: where a quarter or more is in use, nothing is moved."""
+    outbox = opened()
+    for _ in range(40):
+        outbox.append([use(metadata={"x": "y" * 300})] * 250, now=NOON)
+    statements: list[str] = []
+    connection_of(outbox).set_trace_callback(statements.append)
+    for _ in range(14):
+        outbox.settle(Settlement(delivered=due(outbox, limit=500)), now=NOON)
+    assert "VACUUM" not in statements
+    _deliver_everything(outbox, now=NOON)
+    assert 0 < statements.count("VACUUM") < 4
+
+
 def test_many_keys_leave_room_for_events(smallest: Any) -> None:
     """What is remembered of delivered events stays a small part, however long their keys."""
     for batch in range(60):
