@@ -23,6 +23,7 @@ _LOOKING_SECONDS = 0.0003
 _SHORTEST_NAP_SECONDS = 0.0001
 _LONGEST_NAP_SECONDS = 0.002
 _NAPS_A_WAIT = 8
+_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class FileLock:
@@ -40,7 +41,7 @@ class FileLock:
     def try_acquire(self) -> bool:
         """Take the lock and return True, or return False at once where it is taken."""
         try:
-            fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor if self._descriptor >= 0 else self._open(), _NOW)
         except BlockingIOError:
             return False
         return True

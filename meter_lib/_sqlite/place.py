@@ -26,7 +26,7 @@ class Place:
         # The log itself is not asked for its times: from then on each write would change them
         # and each sync write them, which takes half as long again (Linux 6.13 and later,
         # multigrain timestamps).
-        return (self._log < 0 or os.access(self._log_path, os.F_OK)) and self._find() == self._file
+        return self._find() == self._file and (self._log < 0 or os.access(self._log_path, os.F_OK))
 
     def log_bytes(self) -> int:
         """Return the size of the write-ahead log."""

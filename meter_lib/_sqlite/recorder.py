@@ -28,6 +28,8 @@ __all__ = ["SqliteRecorder"]
 # payload (a page may stay half empty); of a key of the caller's own and of a stream, the
 # pages of their indexes that they fall into.
 _ROW_LOG_BYTES = 256
+# The pages that a commit touches in any case: the file's first, and those on the way to a row.
+_COMMIT_LOG_BYTES = 8 * 1024
 _KEY_LOG_BYTES = 1200
 _STREAM_LOG_BYTES = 2400
 # A lone event is not measured: none takes more.
@@ -87,7 +89,7 @@ class SqliteRecorder:
         return None
 
     def _record_in_one_commit(self, posts: Sequence[Post]) -> None:
-        log_bytes = sum([_log_bytes(post.events) for post in posts])
+        log_bytes = _log_bytes([event for post in posts for event in post.events])
         batches = [(post.events, post.now) for post in posts]
         try:
             receipts = self._database.capture(
@@ -211,12 +213,11 @@ def _stream_id(connection: sqlite3.Connection, stream: _Stream) -> int:
 
 def _log_bytes(events: Sequence[UsageEvent]) -> int:
     """Return what recording these events adds to the write-ahead log, at most."""
-    if len(events) == 1:
-        return _LARGEST_LOG_BYTES
     streams = {(event.tenant_id, event.device_id, event.meter_id) for event in events}
-    total = len(streams) * _STREAM_LOG_BYTES
+    total = _COMMIT_LOG_BYTES + len(streams) * _STREAM_LOG_BYTES
     for event in events:
-        total += _ROW_LOG_BYTES + 2 * len(event.payload.encode())
+        payload = event.payload
+        total += _ROW_LOG_BYTES + 2 * (len(payload) if payload.isascii() else len(payload.encode()))
         if event.idempotency_key is not None:
             total += _KEY_LOG_BYTES + 2 * len(event.idempotency_key)
     return total
