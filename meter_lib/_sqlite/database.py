@@ -52,6 +52,7 @@ class Database:
         # SQLite names the log after the file that a link leads to; so must the locks be.
         self.path = os.path.realpath(path)
         self._limits = limits_of(max_bytes)
+        self.max_log_bytes = self._limits.max_log_bytes
         self._durable_mode = "FULL" if durability == "full" else "NORMAL"
         self._read_only = read_only
         self.times_opened = 0
@@ -68,11 +69,6 @@ class Database:
         self._hold = FlusherHold(f"{self.path}.flusher")
         watch(self)
 
-    @property
-    def max_log_bytes(self) -> int:
-        """How large the write-ahead log may become, in bytes."""
-        return self._limits.max_log_bytes
-
     # -- transactions -----------------------------------------------------------------
 
     def capture(
@@ -80,10 +76,10 @@ class Database:
     ) -> _T:
         """Run what records new events, and return its result once that is on the disk.
 
-        `record` gets the connection, and commits: by one statement, or in
-        a `transaction`. What it commits is synced by SQLite before anybody can see it (as
-        far as the durability asked for goes); what fails is undone. `log_bytes` and
-        `pages` are what it adds to the write-ahead log and to the database at most.
+        `record` gets the connection, and commits: by one statement, or in a `transaction`.
+        What it commits is synced before anybody can see it (as far as the durability asked
+        for goes); what fails is undone. `log_bytes` and `pages` are what it adds to the
+        write-ahead log and to the database at most.
         """
         with self._mutex:
             # No context managers from here on: they would take longer than all of Python's
@@ -93,14 +89,13 @@ class Database:
                 try:
                     if self._trust.is_doubtful:
                         self._check_log(connection)
-                    if self._log_bytes + log_bytes > self._limits.max_log_bytes:
+                    if self._log_bytes + log_bytes > self.max_log_bytes:
                         self._make_room_in_log(connection, log_bytes)
                     self._reserve.keep()
                     if self._pages_until_look < pages:
                         self._leave_the_reserve(connection, pages)
                     self._pages_until_look -= pages
-                    if self._synchronous != self._durable_mode:
-                        self._set_synchronous(connection, self._durable_mode)
+                    self._set_synchronous(connection, self._durable_mode)
                     return record(connection)
                 except sqlite3.Error as error:
                     self._undo(connection, error)
@@ -121,8 +116,7 @@ class Database:
         with self._mutex, translated(self.path):
             connection = self._locked()
             try:
-                if self._log_bytes + log_bytes > self._limits.max_log_bytes:
-                    self._make_room_in_log(connection, log_bytes)
+                self._make_room_in_log(connection, log_bytes)
                 self._set_synchronous(connection, "NORMAL")
                 with transaction(connection):
                     yield connection
@@ -190,12 +184,19 @@ class Database:
     def _lock(self) -> None:
         if self._write_lock is None:
             self._write_lock = FairLock(f"{self.path}.lock", f"{self.path}.turn")
-        if not self._write_lock.acquire(_LOCK_TIMEOUT_SECONDS):
+        # Before it is: a signal handler that comes right after must find it so.
+        self._is_exclusive = True
+        is_taken = False
+        try:
+            is_taken = self._write_lock.acquire(_LOCK_TIMEOUT_SECONDS)
+        finally:
+            if not is_taken:
+                self._unlock()
+        if not is_taken:
             raise OutboxUnavailable(
                 f"{self.path} is locked: another process has been writing for "
                 f"{_LOCK_TIMEOUT_SECONDS:g} s; nothing was recorded"
             )
-        self._is_exclusive = True
 
     def _unlock(self) -> None:
         self._is_exclusive = False
@@ -237,7 +238,7 @@ class Database:
         with self._mutex, translated(self.path):
             self._reserve.release_if_needed()
             self._opened()
-            half = self._limits.max_log_bytes // 2
+            half = self.max_log_bytes // 2
             if self._place is not None and self._place.log_bytes() > half:
                 connection = self._locked()
                 try:
@@ -246,9 +247,7 @@ class Database:
                     self._unlock()
 
     def _make_room_in_log(self, connection: sqlite3.Connection, needed: int) -> None:
-        if self._place is not None and (
-            self._place.log_bytes() + needed > self._limits.max_log_bytes
-        ):
+        if self._place is not None:
             empty_log(
                 connection,
                 self._place,

@@ -133,25 +133,30 @@ class FairLock:
 
     def acquire(self, timeout_seconds: float) -> bool:
         """Take the lock and return True, or return False after the time-out."""
-        if not self._has_waited and self._turn.try_acquire():
-            if self._lock.try_acquire():
-                self._turn.release()
-                return True
-            deadline = time.monotonic() + timeout_seconds
-        else:
-            deadline = time.monotonic() + timeout_seconds
-            if self._has_waited:
-                # Those who wait already are asleep as often as not: they go first.
-                time.sleep(_SHORTEST_NAP_SECONDS)
-            if not self._turn.acquire_until(deadline):
-                return False
         try:
+            if not self._has_waited and self._turn.try_acquire():
+                if self._lock.try_acquire():
+                    self._turn.release()
+                    return True
+                deadline = time.monotonic() + timeout_seconds
+            else:
+                deadline = time.monotonic() + timeout_seconds
+                if self._has_waited:
+                    # Those who wait already are asleep as often as not: they go first.
+                    time.sleep(_SHORTEST_NAP_SECONDS)
+                if not self._turn.acquire_until(deadline):
+                    return False
             self._has_waited = not self._lock.try_acquire()
-            return not self._has_waited or self._lock.acquire_until(
+            taken = not self._has_waited or self._lock.acquire_until(
                 deadline, looking_seconds=_LOOKING_SECONDS
             )
-        finally:
+        except BaseException:
+            # Ctrl-C: nobody may be kept waiting by a program that has given up.
+            self._lock.release()
             self._turn.release()
+            raise
+        self._turn.release()
+        return taken
 
     def close(self) -> None:
         """Let go of the lock and of the descriptors; see `FileLock.close`."""

@@ -32,6 +32,8 @@ def empty_log(
     usual_patience_seconds: float,
 ) -> None:
     """Return once the write-ahead log has room for so many bytes, or raise `OutboxFull`."""
+    if place.log_bytes() + needed <= limits.max_log_bytes:
+        return
     connection.execute(f"PRAGMA busy_timeout = {patience_seconds * 1000:.0f}")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     connection.execute(f"PRAGMA busy_timeout = {usual_patience_seconds * 1000:.0f}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meter_lib._sqlite import SqliteOutbox, database, recorder
+from meter_lib._sqlite import SqliteOutbox, database, file_lock, recorder
 from meter_lib._sqlite.file_lock import FairLock
 from meter_lib.errors import KeyConflict, MeterError, OutboxFull, OutboxUnavailable
 from meter_lib.usage import usage_event
@@ -276,6 +276,30 @@ def test_whoever_waits_for_the_lock_is_next(outbox_path: str) -> None:
         assert waiter.wait(20) == 0
         assert lock.acquire(20)
     lock.close()
+
+
+@pytest.mark.parametrize("ending", [".lock", ".turn"])
+def test_whoever_gives_up_waiting_keeps_nobody_waiting(
+    outbox: SqliteOutbox, outbox_path: str, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Ctrl-C while a post waits for the lock leaves neither the lock nor the turn taken."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for nap in ("sched_yield", "sleep"):
+        monkeypatch.setattr(
+            file_lock.os if nap == "sched_yield" else file_lock.time, nap, interrupted
+        )
+    with open(f"{outbox_path}{ending}", "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(KeyboardInterrupt):
+            outbox.append([use(1)], now=NOON)
+    assert not _is_taken(f"{outbox_path}.turn")
+    assert not _is_taken(f"{outbox_path}.lock")
+    monkeypatch.undo()
+    outbox.append([use(2)], now=NOON)
+    assert stored(outbox) == [0, 2]
 
 
 def _is_taken(path: str) -> bool:
