@@ -31,7 +31,8 @@ class MeterClient:
 
     `outbox` is the path of the outbox file and wins over `settings.outbox`; with
     neither, the settings come from the environment. Nothing is opened before the
-    first post. Raises `InvalidSetting`.
+    first post. Raises `InvalidSetting`, and `OutboxUnavailable` for a path on a network
+    file system.
     """
 
     def __init__(

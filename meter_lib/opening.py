@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite import SqliteOutbox
+from meter_lib.file_systems import refuse_network
 
 if TYPE_CHECKING:
     from meter_lib.outbox import Outbox
@@ -17,8 +18,11 @@ def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
     """Return the outbox that the settings name; its file is opened, or made, on first use.
 
     With `read_only` nothing is made or changed, and what is not there raises
-    `OutboxMissing` on first use.
+    `OutboxMissing` on first use. Raises `OutboxUnavailable` at once for a file on a network
+    file system, unless it is only read or the settings allow it.
     """
+    if not (read_only or settings.allow_network_fs):
+        refuse_network(settings.outbox)
     return SqliteOutbox(
         settings.outbox,
         max_bytes=settings.max_bytes,

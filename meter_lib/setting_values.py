@@ -21,6 +21,7 @@ __all__ = [
     "MOST_WAIT_SECONDS",
     "absolute",
     "file_path",
+    "flag",
     "log_level",
     "memory",
     "number",
@@ -109,6 +110,11 @@ def one_of(*words: str) -> Callable[[object], str]:
         return words[words.index(value)]
 
     return parse
+
+
+def flag(value: object) -> bool:
+    """Yes or no."""
+    return value if isinstance(value, bool) else one_of("false", "true")(value) == "true"
 
 
 def log_level(value: object) -> str:

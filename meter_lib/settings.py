@@ -6,6 +6,7 @@ before anything is started, and no secret is ever part of a message.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
@@ -25,6 +26,7 @@ from meter_lib.setting_values import (
     MOST_WAIT_SECONDS,
     absolute,
     file_path,
+    flag,
     log_level,
     memory,
     number,
@@ -45,7 +47,7 @@ from meter_lib.usage import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["SETTINGS", "Setting", "Settings", "outbox_in_environment"]
+__all__ = ["SETTINGS", "Setting", "Settings", "default_outboxes", "outbox_in_environment"]
 
 T = TypeVar("T")
 
@@ -158,6 +160,11 @@ class Settings:
         "full",
         "whether an event survives power loss from its receipt on",
     )
+    allow_network_fs = Setting(
+        flag,
+        False,
+        "whether the outbox may be on a network file system, where nothing is promised",
+    )
     poll_interval = Setting(
         number("seconds", MOST_WAIT_SECONDS, least=0.01), 0.2, "seconds between looks while idle"
     )
@@ -261,6 +268,20 @@ def outbox_in_environment() -> str:
     if outbox:
         return outbox
     return "\0".join([ask(CONFIG_VARIABLE, ""), ask("XDG_STATE_HOME", ""), ask("HOME", "")])
+
+
+def default_outboxes(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Every place where a program of this machine and this user may have an outbox by default."""
+    environ = os.environ if environ is None else environ
+    folders = [SYSTEM_FOLDER, "~/.local/state/meter-lib"]
+    state = environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state):
+        folders.append(f"{state}/meter-lib")
+    places: list[str] = []
+    for folder in folders:
+        with contextlib.suppress(ValueError):
+            places.append(absolute(f"{folder}/outbox.db", environ))
+    return places
 
 
 def _merged(*sources: dict[str, Given]) -> dict[str, Given]:

@@ -50,6 +50,7 @@ DEFAULTS = {
     "log_format": "plain",
     "when_full": "refuse",
     "durability": "full",
+    "allow_network_fs": False,
     "poll_interval": 0.2,
     "reconnect_spread": 30.0,
     "rate": None,
@@ -121,7 +122,8 @@ def test_each_default_is_a_value_one_may_give(setting: Setting[Any]) -> None:
         assert getattr(Settings(**{setting.field: None}), setting.field) is None
     else:
         assert getattr(Settings(**{setting.field: default}), setting.field) == default
-        text = {setting.variable: str(default), "HOME": HOME}
+        said = str(default).lower() if isinstance(default, bool) else str(default)
+        text = {setting.variable: said, "HOME": HOME}
         assert getattr(Settings.load(text), setting.field) == default
 
 
@@ -194,6 +196,8 @@ GOOD = [
     ("log_format", "json", "json"),
     ("when_full", "drop-oldest", "drop-oldest"),
     ("durability", "normal", "normal"),
+    ("allow_network_fs", "true", True),
+    ("allow_network_fs", "false", False),
     ("poll_interval", "0.01", 0.01),
     ("reconnect_spread", "0", 0.0),
     ("rate", "0.5", 0.5),
@@ -311,6 +315,7 @@ BAD: list[tuple[str, object, str, str]] = [
     ("when_full", "drop", "'drop'", "refuse or drop-oldest"),
     ("durability", "none", "'none'", "full or normal"),
     ("durability", ["full"], "a value of type list", "full or normal"),
+    ("allow_network_fs", "yes", "'yes'", "false or true"),
     ("poll_interval", "0.009", "'0.009'", "a number of seconds from 0.01 to 1000000"),
     ("reconnect_spread", "-1", "'-1'", "a number of seconds from 0 to 1000000"),
     ("rate", "0", "'0'", "a number of events a second above 0, at most 1000000000"),
