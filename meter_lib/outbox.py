@@ -1,7 +1,7 @@
 """The port: what an outbox is, whatever stores it.
 
 An outbox has three users, and each sees its own part: whoever records
-(`Recorder`), the flusher (`Delivery`) and the operator (`Operations`). Every
+(`Recorder`), the flusher (`Delivery`) and the operator (`Operations`, `Upkeep`). Every
 implementation passes the same conformance suite.
 
 Instants are integer milliseconds since the Unix epoch. Every method raises
@@ -12,6 +12,8 @@ has changed.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+
+from meter_lib.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -321,6 +323,8 @@ class OutboxStatus(NamedTuple):
     """On disk: database and write-ahead log."""
     next_attempt_at: int | None
     links: Sequence[Link]
+    set_aside: Sequence[str] = ()
+    """Damaged stores that were set aside from this place and are still there."""
     in_doubt: int = 0
     """Of the refused: nothing was delivered since, so it may as well be the backend's fault."""
 
@@ -349,7 +353,7 @@ class Operations(Protocol):
         ...
 
 
-class Outbox(Recorder, Delivery, Operations, Protocol):
+class Outbox(Recorder, Delivery, Operations, Upkeep, Protocol):
     """Where events are kept between post and delivery."""
 
     @property

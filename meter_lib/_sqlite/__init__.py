@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from meter_lib._sqlite.database import Database
 from meter_lib._sqlite.delivery import SqliteDelivery
+from meter_lib._sqlite.inspection import SqliteInspection
 from meter_lib._sqlite.operations import SqliteOperations
 from meter_lib._sqlite.recorder import SqliteRecorder
+from meter_lib._sqlite.salvage.set_aside import OutboxSetAside
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meter_lib.outbox import Receipt, Settlement
+    from meter_lib.usage import UsageEvent
 
 __all__ = ["SqliteOutbox"]
 
 
-class SqliteOutbox(SqliteRecorder, SqliteDelivery, SqliteOperations):
-    """The three parts over one file. See `meter_lib.outbox` for what each method promises."""
+class SqliteOutbox(SqliteRecorder, SqliteDelivery, SqliteOperations, SqliteInspection):
+    """All parts over one file. See `meter_lib.outbox` for what each method promises."""
 
     def __init__(
         self, path: str, *, max_bytes: int, durability: str = "full", read_only: bool = False
@@ -21,6 +31,21 @@ class SqliteOutbox(SqliteRecorder, SqliteDelivery, SqliteOperations):
         # One key per KiB of the limit: what is remembered stays a small part of the file.
         SqliteDelivery.__init__(self, database, remembered_keys=max_bytes // 1024)
         SqliteOperations.__init__(self, database)
+        SqliteInspection.__init__(self, database)
+
+    def append(self, events: Sequence[UsageEvent], *, now: int) -> list[Receipt]:
+        """Record all of `events` or none, in a new outbox if this one turns out damaged."""
+        try:
+            return super().append(events, now=now)
+        except OutboxSetAside:
+            return super().append(events, now=now)
+
+    def settle(self, settlement: Settlement, *, now: int) -> None:
+        """Write what became of the events, in a new outbox if this one turns out damaged."""
+        try:
+            super().settle(settlement, now=now)
+        except OutboxSetAside:
+            super().settle(settlement, now=now)
 
     @property
     def location(self) -> str:

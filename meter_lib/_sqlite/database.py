@@ -25,6 +25,8 @@ from meter_lib._sqlite.opening import open_or_create, open_read_only
 from meter_lib._sqlite.place import Place
 from meter_lib._sqlite.reserve import Reserve
 from meter_lib._sqlite.room import empty_log, give_space_back, pages_left
+from meter_lib._sqlite.salvage.mending import MendedFile
+from meter_lib._sqlite.salvage.set_aside import DAMAGE_SHOWS_AS, is_damage
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ _PAGES_BETWEEN_LOOKS = 64
 _T = TypeVar("_T")
 
 
-class Database:
+class Database(MendedFile):
     """The file of one outbox, as this process sees it. Opened on first use, safe across fork()."""
 
     def __init__(
@@ -88,7 +90,8 @@ class Database:
                 connection = self._locked()
                 try:
                     if self._trust.is_doubtful:
-                        self._check_log(connection)
+                        self._synchronous = ""
+                        self._trust.require(connection, self._write_lock, self.path)
                     if self._log_bytes + log_bytes > self.max_log_bytes:
                         self._make_room_in_log(connection, log_bytes)
                     self._reserve.keep()
@@ -97,7 +100,7 @@ class Database:
                     self._pages_until_look -= pages
                     self._set_synchronous(connection, self._durable_mode)
                     return record(connection)
-                except sqlite3.Error as error:
+                except DAMAGE_SHOWS_AS as error:
                     self._undo(connection, error)
                     raise
                 finally:
@@ -121,7 +124,7 @@ class Database:
                 with transaction(connection):
                     yield connection
                 self._give_space_back(connection)
-            except sqlite3.Error as error:
+            except DAMAGE_SHOWS_AS as error:
                 self._undo(connection, error)
                 if may_leave_traces(error):
                     self._reserve.release()
@@ -138,22 +141,19 @@ class Database:
             try:
                 connection.execute("BEGIN")
                 yield connection
-            finally:
+                connection.execute("COMMIT")
+            except BaseException as error:
                 if connection.in_transaction:
-                    connection.execute("COMMIT")
+                    connection.execute("ROLLBACK")
+                if not self._read_only and is_damage(error, connection):
+                    self.mend(error)
+                raise
 
-    def _undo(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
+    def _undo(self, connection: sqlite3.Connection, error: BaseException) -> None:
+        """Undo what failed; where the file is damaged, raise with a new one in its place."""
         self._synchronous = ""
         self._trust.undo(connection, error, self._write_lock)
-
-    def _check_log(self, connection: sqlite3.Connection) -> None:
-        """Raise where a sync has failed and the log cannot be repaired."""
-        self._synchronous = ""
-        if not self._trust.repair(connection, self._write_lock):
-            raise OutboxUnavailable(
-                f"{self.path} cannot be used: the disk has failed to write, and fails still; "
-                f"nothing was recorded"
-            )
+        self.replace_if_damaged(connection, error)
 
     # -- the lock ---------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 import meter_migrations
+from meter_lib.errors import OutboxUnavailable
 
 if TYPE_CHECKING:
     from meter_lib._sqlite.file_lock import FairLock
@@ -31,7 +32,7 @@ class LogTrust:
         self.is_doubtful = lock.is_marked()
 
     def undo(
-        self, connection: sqlite3.Connection, error: sqlite3.Error, lock: FairLock | None
+        self, connection: sqlite3.Connection, error: BaseException, lock: FairLock | None
     ) -> None:
         """See to it that what failed is gone for good, and that the log can be trusted.
 
@@ -52,6 +53,14 @@ class LogTrust:
             self.is_doubtful = False
             self._mark(lock)
         return not self.is_doubtful
+
+    def require(self, connection: sqlite3.Connection, lock: FairLock | None, path: str) -> None:
+        """Repair the log, or raise where that fails still."""
+        if not self.repair(connection, lock):
+            raise OutboxUnavailable(
+                f"{path} cannot be used: the disk has failed to write, and fails still; "
+                f"nothing was recorded"
+            )
 
     def _mark(self, lock: FairLock | None) -> None:
         if lock is not None:

@@ -11,6 +11,12 @@ import meter_migrations
 from meter_lib._sqlite.connection import connect
 from meter_lib._sqlite.files import create_or_open, file_bytes, sync_file, sync_folder
 from meter_lib._sqlite.limits import PAGE_BYTES
+from meter_lib._sqlite.salvage.set_aside import (
+    DamagedLog,
+    OutboxSetAside,
+    finish,
+    replace_damaged,
+)
 from meter_lib.errors import OutboxMissing, OutboxUnavailable, SchemaTooNew
 
 if TYPE_CHECKING:
@@ -26,12 +32,21 @@ def open_or_create(path: str, limits: Limits, *, timeout_seconds: float) -> sqli
 
     On return the file's name and schema are on the disk.
     """
-    if _is_new(path):
-        _create(path, timeout_seconds)
-    else:
-        _look_whose_it_is(path, timeout_seconds)
-    connection = connect(path, mode="rw", timeout_seconds=timeout_seconds)
+    finish(path)
     try:
+        return _open_in_place(path, limits, timeout_seconds)
+    except OutboxSetAside:
+        return _open_in_place(path, limits, timeout_seconds)
+
+
+def _open_in_place(path: str, limits: Limits, timeout_seconds: float) -> sqlite3.Connection:
+    connection = None
+    try:
+        if _is_new(path):
+            _create(path, timeout_seconds)
+        else:
+            _look_whose_it_is(path, timeout_seconds)
+        connection = connect(path, mode="rw", timeout_seconds=timeout_seconds)
         # Some builds of SQLite have another default for what the first migration is synced by.
         connection.execute("PRAGMA synchronous = FULL")
         _use_log(connection, path)
@@ -44,8 +59,10 @@ def open_or_create(path: str, limits: Limits, *, timeout_seconds: float) -> sqli
         connection.execute(f"PRAGMA wal_autocheckpoint = {log_pages}").fetchone()
         connection.execute(f"PRAGMA journal_size_limit = {limits.max_log_bytes // 4}").fetchone()
         connection.execute(f"PRAGMA max_page_count = {limits.max_pages}").fetchone()
-    except BaseException:
-        connection.close()
+    except BaseException as error:
+        replace_damaged(path, error, connection)
+        if connection is not None:
+            connection.close()
         raise
     return connection
 
@@ -74,7 +91,11 @@ def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
 def _is_new(path: str) -> bool:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    return file_bytes(path) == 0
+    if file_bytes(path):
+        return False
+    if file_bytes(f"{path}-wal"):
+        raise DamagedLog("it is gone or empty, and its log is not")
+    return True
 
 
 def _create(path: str, timeout_seconds: float) -> None:
@@ -97,7 +118,7 @@ def _create(path: str, timeout_seconds: float) -> None:
     finally:
         connection.close()
     sync_file(unfinished)
-    # A log without its database says nothing, and would be taken for the new one's.
+    # Left of a file that is gone, and would be taken for those of the new one.
     for ending in ("-journal", "-wal", "-shm"):
         if _remove(f"{path}{ending}"):
             sync_folder(os.path.dirname(path))
@@ -126,7 +147,11 @@ def _look_whose_it_is(path: str, timeout_seconds: float) -> None:
     mode = "ro" if file_bytes(f"{path}-wal") else "ro&immutable=1"
     probe = connect(path, mode=mode, timeout_seconds=timeout_seconds)
     try:
-        _schema_version(probe, path)
+        if _schema_version(probe, path) and file_bytes(f"{path}-wal"):
+            # Only where there is a log does it cost anything.
+            from meter_lib._sqlite.salvage.log_check import check_log  # noqa: PLC0415  # see above
+
+            check_log(path, probe)
     finally:
         probe.close()
 

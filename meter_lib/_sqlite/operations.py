@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_keys
+from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
 from meter_migrations import LATEST
 
@@ -75,6 +76,7 @@ class SqliteOperations:
             bytes=self._database.disk_bytes(),
             next_attempt_at=next(iter(paused_until), None) or held_until or None,
             links=links,
+            set_aside=tuple(set_aside_files(self._database.path)),
             in_doubt=in_doubt,
         )
 

@@ -641,9 +641,13 @@ def _file_in_the_way(tmp_path: Path) -> str:
     return str(tmp_path / "file" / "outbox.db")
 
 
-def _not_a_database(tmp_path: Path) -> str:
-    (tmp_path / "outbox.db").write_text("Dear diary, " * 200)
-    return str(tmp_path / "outbox.db")
+def _a_newer_outbox(tmp_path: Path) -> str:
+    path = str(tmp_path / "outbox.db")
+    MeterClient(path).post("t", "d", "m", 1)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    return path
 
 
 @pytest.mark.parametrize(
@@ -652,7 +656,7 @@ def _not_a_database(tmp_path: Path) -> str:
         (_folder_without_rights, "Permission denied"),
         (_folder_at_the_path, "the path of a file, not of a folder"),
         (_file_in_the_way, "Not a directory"),
-        (_not_a_database, "file is not a database"),
+        (_a_newer_outbox, "newer version"),
     ],
 )
 def test_an_event_that_cannot_be_taken_is_none_and_an_error_in_the_log(
