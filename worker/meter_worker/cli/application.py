@@ -7,6 +7,7 @@ import click
 from meter_lib import __version__
 from meter_worker.cli.dead_letters import dead_letters
 from meter_worker.cli.delivery import flush, worker
+from meter_worker.cli.doctor import doctor
 from meter_worker.cli.groups import Program
 from meter_worker.cli.local import demo, sandbox
 from meter_worker.cli.meters import meters
@@ -36,5 +37,16 @@ def main() -> None:
     """
 
 
-for _command in (post, worker, flush, status, dead_letters, meters, migrate, sandbox, demo):
+for _command in (
+    post,
+    worker,
+    flush,
+    status,
+    dead_letters,
+    doctor,
+    meters,
+    migrate,
+    sandbox,
+    demo,
+):
     main.add_command(_command)

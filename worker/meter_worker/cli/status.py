@@ -75,6 +75,7 @@ class StatusView:
             "last_success_at": events.last_success_at if events else None,
             "last_error": latest.last_error if latest else None,
             "worker": {"running": self._holder is not None, "pid": self._holder or None},
+            "set_aside": list(status.set_aside),
             "links": [link._asdict() for link in status.links],
         }
 
@@ -118,6 +119,11 @@ class StatusView:
             yield (
                 "No worker is running: nothing is delivered until one is started"
                 " (meter-lib worker)."
+            )
+        if status.set_aside:
+            yield (
+                f"{counted(len(status.set_aside), 'damaged file')} set aside, with all that could"
+                f" be read of it in this outbox: {', '.join(status.set_aside)}."
             )
         for link in status.links:
             if link.down_since is not None:
