@@ -35,6 +35,8 @@ def settings_table() -> str:
 def _shown(default: object) -> str:
     if default is None:
         return "-"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 

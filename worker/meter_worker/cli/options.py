@@ -79,4 +79,6 @@ def _help(setting: Setting[Any]) -> str:  # Any: each has its own type
     if default is None:
         return f"{meaning}. [{setting.variable}]"
     shown = f"{default:g}" if isinstance(default, float) else str(default)
+    if isinstance(default, bool):
+        shown = shown.lower()
     return f"{meaning}. [{setting.variable}; default {shown}]"
