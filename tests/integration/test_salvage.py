@@ -596,6 +596,19 @@ def test_a_missing_right_is_no_damage(tmp_path: Path, made: dict[bool, Made]) ->
     assert set_aside_files(str(tmp_path / "outbox.db")) == []
 
 
+def test_what_sqlite_lacks_is_no_damage(tmp_path: Path) -> None:
+    """A statement that this SQLite cannot run says nothing of the file."""
+    outbox = open_outbox(tmp_path)
+    outbox.append([use(1)], now=NOON)
+    with (
+        pytest.raises(OutboxUnavailable, match="no such table: json_everything"),
+        outbox._database.read() as connection,
+    ):
+        connection.execute("SELECT * FROM json_everything('[]')")
+    outbox.close()
+    assert set_aside_files(str(tmp_path / "outbox.db")) == []
+
+
 def test_reading_sets_nothing_aside(tmp_path: Path, made: dict[bool, Made]) -> None:
     """A command that only reads says what is wrong, and leaves it to others."""
     write(tmp_path, {"outbox.db": zero(0)(made[False].files["outbox.db"])})

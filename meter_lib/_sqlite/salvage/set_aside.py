@@ -54,13 +54,12 @@ _DAMAGE_CODES = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
 _DAMAGE_WORDS = (
     "malformed",
     "not a database",
-    "no such table",
-    "no such column",
-    "has no column named",
     "already exists",
     "Could not decode to UTF-8",
     "unsupported file format",
 )
+# The same, unless it is SQLite that lacks something, such as json_each.
+_SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 
 
 # What our statements raise on a damaged file, among other occasions: a row that must be there is
@@ -95,7 +94,24 @@ def is_damage(error: BaseException, connection: sqlite3.Connection | None = None
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None and code & 0xFF in _DAMAGE_CODES:
         return True
+    if any(words in str(error) for words in _SCHEMA_WORDS):
+        return connection is not None and _has_another_schema(connection)
     return any(words in str(error) for words in _DAMAGE_WORDS)
+
+
+def _has_another_schema(connection: sqlite3.Connection) -> bool:
+    fresh = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        meter_migrations.migrate(fresh)
+        ours, theirs = (
+            one.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+            for one in (fresh, connection)
+        )
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        return True
+    finally:
+        fresh.close()
+    return bool(ours != theirs)
 
 
 def find_damage(connection: sqlite3.Connection) -> BaseException | None:
@@ -110,7 +126,7 @@ def find_damage(connection: sqlite3.Connection) -> BaseException | None:
             """
         ).fetchone() or (False,)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        return error if is_damage(error) else None
+        return error if is_damage(error, connection) else None
     if found != "ok":
         return sqlite3.DatabaseError(f"malformed: {found}")
     return None if is_balanced else sqlite3.DatabaseError("malformed: its counts do not add up")
