@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.files import file_bytes
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.salvage.log_frames import LogFrames
 from meter_lib._sqlite.salvage.rows import current_layouts, salvaged_event
@@ -38,7 +39,11 @@ def check_log(path: str, connection: sqlite3.Connection) -> None:
 def _highest_seq_in_log(path: str, page_size: int) -> int:
     log = LogFrames(path)
     try:
-        pages = _LatestPages(log, page_size)
+        frames = _FRAMES
+        pages = _LatestPages(log, page_size, frames)
+        while not pages.frames and frames < file_bytes(f"{path}-wal") // page_size:
+            frames *= 4
+            pages = _LatestPages(log, page_size, frames)
         trees = Trees(pages)
         layout = current_layouts()["events"]
         rows = (layout.row(record) for page in pages.frames for record in trees.records(page))
@@ -51,12 +56,12 @@ def _highest_seq_in_log(path: str, page_size: int) -> int:
 class _LatestPages:
     """The last pages of a log, without the database that it belongs to."""
 
-    def __init__(self, log: LogFrames, page_size: int) -> None:
+    def __init__(self, log: LogFrames, page_size: int, frames: int) -> None:
         self.usable = page_size
         self._log = log
         self.frames = {
             frame.page: frame.offset
-            for transaction in log.committed(page_size, latest=_FRAMES)
+            for transaction in log.committed(page_size, latest=frames)
             for frame in transaction
         }
         self.count = max(self.frames, default=0)
