@@ -8,20 +8,19 @@ letters makes the next read any slower.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meter_lib._sqlite.frontier import advance_frontier
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.peers import SqlitePeers
 from meter_lib._sqlite.settling import events_of, settle
 from meter_lib._sqlite.unanswered import forget_unanswered, read_unanswered, write_unanswered
-from meter_lib.outbox import DueEvent, Unanswered
+from meter_lib.outbox import DueEvent, Settlement, Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meter_lib._sqlite.database import Database
-    from meter_lib.outbox import Settlement
 
 __all__ = ["SqliteDelivery"]
 
@@ -147,7 +146,7 @@ class SqliteDelivery(SqlitePeers):
                 """,  # noqa: S608  # as above
                 {"proven_only": proven_only, "limit": limit},
             )
-            return [DueEvent._make(row) for row in rows]
+            return [_event(row) for row in rows]
 
     def next_due_at(self) -> int | None:
         """Return when the next held stream is due, or None where none is held."""
@@ -170,11 +169,10 @@ class SqliteDelivery(SqlitePeers):
                     CROSS JOIN events AS e ON e.seq = sent.value
                     CROSS JOIN streams AS s ON s.stream_id = e.stream_id
                     WHERE e.state <> 'dead'
-                    ORDER BY e.seq
                     """,  # noqa: S608  # as above
                     (json.dumps(seqs),),
                 )
-                found.append(Unanswered(key, customer_id, [DueEvent._make(row) for row in rows]))
+                found.append(Unanswered(key, customer_id, sorted(_event(row) for row in rows)))
         found.sort(key=lambda request: [event.seq for event in request.events])
         return found
 
@@ -216,17 +214,24 @@ class SqliteDelivery(SqlitePeers):
 
     def settle(self, settlement: Settlement, *, now: int) -> None:
         """Write what became of the events; see `Delivery.settle`."""
+        if settlement == Settlement():
+            return
         with self._database.write(log_bytes=_log_bytes(events_of(settlement))) as connection:
             settle(connection, settlement, now=now, remembered_keys=self._remembered_keys)
 
 
-def _take(rows: Iterable[tuple[object, ...]], events: list[DueEvent], budget: int) -> int:
+def _event(row: tuple[Any, ...]) -> DueEvent:
+    # SQLite knows no booleans: the last three are 0 or 1.
+    return DueEvent(*row[:-3], *map(bool, row[-3:]))
+
+
+def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) -> int:
     """Append rows as events while the budget of bytes lasts; return what is left of it.
 
     The very first event is taken whatever its size.
     """
     for row in rows:
-        event = DueEvent._make(row)
+        event = _event(row)
         size = len(event.payload.encode())
         if events and size > budget:
             return 0
