@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import pytest
 
+import meter_migrations
 from meter_lib import METERS, MeterClient, OutboxUnavailable, __version__
 from meter_lib._sqlite import database
 from meter_lib.opening import open_outbox
@@ -781,7 +782,7 @@ def test_status_as_json_has_all_counts(run: Callable[..., Ended], outbox: Outbox
     assert isinstance(shown.pop("next_attempt_at"), int)
     assert shown == {
         "outbox": outbox.location,
-        "schema_version": 1,
+        "schema_version": meter_migrations.LATEST,
         "accepted": 3,
         "pending": 1,
         "dead": 1,
@@ -1202,9 +1203,10 @@ def test_migrate_brings_an_outbox_to_the_current_schema(
     assert "schema 0" in checked.stderr
     migrated = run("migrate")
     assert (migrated.code, migrated.stderr) == (0, "")
-    assert "schema 1" in migrated.stdout
+    schema = f"schema {meter_migrations.LATEST}"
+    assert schema in migrated.stdout
     for arguments in (("migrate", "--check"), ("migrate",)):
-        assert run(*arguments) == (0, f"{path} has schema 1, which is current\n", "")
+        assert run(*arguments) == (0, f"{path} has {schema}, which is current\n", "")
 
 
 def test_an_outbox_of_a_newer_version_is_left_untouched(

@@ -249,8 +249,8 @@ def test_a_worker_whose_delivery_dies_ends_with_1(tmp_path: Path) -> None:
     broken = (
         "from meter_worker.cli import main\n"
         "from meter_worker.flusher import Flusher\n"
-        "def flush_once(self): raise ZeroDivisionError('boom')\n"
-        "Flusher.flush_once = flush_once\n"
+        "def start(self): raise ZeroDivisionError('boom')\n"
+        "Flusher.start = start\n"
         "main(['worker'])\n"
     )
     worker = Child(tmp_path, sys.executable, "-c", broken)
