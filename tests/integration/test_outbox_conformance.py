@@ -19,6 +19,7 @@ from meter_lib.outbox import (
     OutboxStatus,
     Selector,
     Settlement,
+    Unanswered,
 )
 from meter_lib.usage import usage_event
 
@@ -89,6 +90,21 @@ def units_due(outbox: Outbox, *, now: int = NOON) -> list[int | None]:
 def deliver(outbox: Outbox, *events: DueEvent, now: int = NOON) -> None:
     """Settle these as delivered."""
     outbox.settle(Settlement(delivered=events), now=now)
+
+
+CUSTOMER = '"c-1"'
+
+
+def request(key: str, *events: DueEvent, customer_id: str = CUSTOMER) -> Unanswered:
+    """A request that is about to be sent, or was."""
+    return Unanswered(key, customer_id, events)
+
+
+def send(outbox: Outbox, *events: DueEvent, now: int = NOON) -> None:
+    """Send these in a request, which is accepted."""
+    sent = request("of " + " ".join(event.idempotency_key for event in events), *events)
+    proves = outbox.begin([sent])
+    outbox.settle(Settlement(delivered=events, answered=sent, proves=proves), now=now)
 
 
 def defer(outbox: Outbox, *events: DueEvent, until: int, counts: bool = False) -> None:
@@ -179,6 +195,10 @@ def test_an_event_comes_out_as_it_went_in(outbox: Outbox) -> None:
         total_usage=2**63 - 1,
         payload=said.payload,
         attempts=0,
+        customer_id=None,
+        lone_refusal=None,
+        proven=False,
+        fresh=True,
         held=False,
     )
 
@@ -436,7 +456,7 @@ def test_a_deferred_event_waits_for_its_instant(outbox: Outbox) -> None:
         everything_due(outbox, now=NOON + 4),
         everything_due(outbox, now=NOON + 5),
         outbox.next_due_at(),
-    ) == ([], [event], NOON + 5)
+    ) == ([], [event._replace(fresh=False)], NOON + 5)
 
 
 def test_only_a_verdict_on_the_event_counts_against_it(outbox: Outbox) -> None:
@@ -452,7 +472,7 @@ def test_a_wait_holds_its_stream_and_no_other(outbox: Outbox) -> None:
     """Later events of the stream come flagged, to be queued; other streams go on."""
     first, _, _ = record(outbox, use(1, device="a"), use(2, device="a"), use(3, device="b"))
     defer(outbox, first, until=NOON + 5)
-    assert [(event.total_usage, bool(event.held)) for event in everything_due(outbox)] == [
+    assert [(event.total_usage, event.held) for event in everything_due(outbox)] == [
         (2, True),
         (3, False),
     ]
@@ -464,7 +484,7 @@ def test_a_stream_is_tenant_device_and_meter(outbox: Outbox) -> None:
         outbox, use(1), use(2, tenant="other"), use(3, device="other"), use(4, meter="other")
     )
     defer(outbox, first, until=NOON + 5)
-    assert [(event.total_usage, bool(event.held)) for event in everything_due(outbox)] == [
+    assert [(event.total_usage, event.held) for event in everything_due(outbox)] == [
         (2, False),
         (3, False),
         (4, False),
@@ -516,7 +536,7 @@ def test_the_last_one_to_leave_frees_the_stream(outbox: Outbox, fate: str) -> No
         outbox.settle(Settlement(**{fate: gone}), now=NOON)
         assert outbox.status().held_streams == held
     outbox.append([use(3)], now=NOON)
-    assert [(event.total_usage, bool(event.held)) for event in everything_due(outbox)] == [
+    assert [(event.total_usage, event.held) for event in everything_due(outbox)] == [
         (3, False)
     ]
 
@@ -536,7 +556,7 @@ def test_a_wait_set_by_a_clock_that_was_wrong_is_not_served(outbox: Outbox) -> N
     [event] = record(outbox, use())
     defer(outbox, event, until=NOON + HOUR)
     assert everything_due(outbox, now=NOON) == []
-    assert everything_due(outbox, now=NOON - 1) == [event]
+    assert everything_due(outbox, now=NOON - 1) == [event._replace(fresh=False)]
 
 
 def test_one_tenants_heap_does_not_crowd_out_another(outbox: Outbox) -> None:
@@ -557,42 +577,171 @@ def test_a_refused_event_waits_to_be_asked_about_alone(outbox: Outbox) -> None:
     assert (
         everything_due(outbox),
         outbox.suspects(limit=9, proven_only=True),
-        outbox.refused_before(first),
         outbox.status().refused,
+        outbox.status().in_doubt,
         outbox.status().pending,
-    ) == ([second], [first], False, 1, 2)
+    ) == ([second], [first._replace(fresh=False)], 1, 0, 2)
 
 
 def test_a_lone_refusal_condemns_only_after_a_delivery(outbox: Outbox) -> None:
-    """Refused alone, another one accepted after that: only then the next refusal is the last."""
+    """Refused alone, another one sent and accepted after that: then the next refusal is the last."""
     first, second = record(outbox, use(1), use(2))
     refuse_alone(outbox, first)
+    suspect = first._replace(lone_refusal=1, proven=False, fresh=False)
     assert (
         outbox.suspects(limit=9, proven_only=True),
         outbox.suspects(limit=9, proven_only=False),
-        outbox.refused_before(first),
-    ) == ([], [first], False)
-    deliver(outbox, second)
-    assert (outbox.suspects(limit=9, proven_only=True), outbox.refused_before(first)) == (
-        [first],
-        True,
+        outbox.status().in_doubt,
+    ) == ([], [suspect], 1)
+    send(outbox, second)
+    assert (
+        outbox.suspects(limit=9, proven_only=True),
+        outbox.suspects(limit=9, proven_only=False),
+        outbox.status().in_doubt,
+    ) == ([suspect._replace(proven=True)], [suspect._replace(proven=True)], 0)
+
+
+def test_what_was_sent_before_a_refusal_proves_nothing(outbox: Outbox) -> None:
+    """Accepted after it but sent before it, an event does not show what the backend does now."""
+    first, second, third = record(outbox, use(1), use(2, device="b"), use(3, device="c"))
+    before = outbox.begin([request("r2", second)])
+    refuse_alone(outbox, first)
+    after = outbox.begin([request("r3", third)])
+    assert (before, after) == (0, 1)
+    outbox.settle(Settlement(delivered=[second], proves=before), now=NOON)
+    assert outbox.suspects(limit=9, proven_only=True) == []
+    outbox.settle(Settlement(delivered=[third], proves=after), now=NOON)
+    [suspect] = outbox.suspects(limit=9, proven_only=True)
+    assert (suspect.seq, suspect.proven) == (first.seq, True)
+
+
+def test_an_answer_that_is_late_takes_no_proof_back(outbox: Outbox) -> None:
+    """What is proven stays so when an answer to an earlier request comes in after it."""
+    first, second, third = record(outbox, use(1), use(2, device="b"), use(3, device="c"))
+    before = outbox.begin([request("r2", second)])
+    refuse_alone(outbox, first)
+    send(outbox, third)
+    outbox.settle(Settlement(delivered=[second], proves=before), now=NOON)
+    assert [suspect.proven for suspect in outbox.suspects(limit=9, proven_only=True)] == [True]
+
+
+def test_only_a_delivery_proves_a_refusal(outbox: Outbox) -> None:
+    """Verdicts that accept nothing prove nothing, whenever their request was sent."""
+    suspect, second, third, fourth = record(outbox, *[use(n, device=f"d{n}") for n in range(4)])
+    refuse_alone(outbox, suspect)
+    proves = outbox.begin([request("r", second, third, fourth)])
+    outbox.settle(
+        Settlement(
+            deferred=[Deferral(second, NOON, counts=True)],
+            refused=[third],
+            buried=[Burial(fourth, "rejected", "no")],
+            proves=proves,
+        ),
+        now=NOON,
     )
+    assert outbox.status().in_doubt == 1
+    [found] = [e for e in outbox.suspects(limit=9, proven_only=False) if e.seq == suspect.seq]
+    assert not found.proven
+
+
+def test_each_proof_reaches_as_far_as_its_request_was_sent(outbox: Outbox) -> None:
+    """Lone refusals are counted over all events; a delivery proves those before its request."""
+    a, b, c, other = record(outbox, *[use(n, device=f"d{n}") for n in range(4)])
+    refuse_alone(outbox, a)
+    refuse_alone(outbox, b)
+    proves = outbox.begin([request("r", other)])
+    refuse_alone(outbox, c)
+    outbox.settle(Settlement(delivered=[other], proves=proves), now=NOON)
+    assert proves == 2
+    assert [
+        (suspect.seq, suspect.lone_refusal, suspect.proven)
+        for suspect in outbox.suspects(limit=9, proven_only=False)
+    ] == [(a.seq, 1, True), (b.seq, 2, True), (c.seq, 3, False)]
+    assert outbox.begin([]) == 3
 
 
 def test_the_first_lone_refusal_is_the_one_that_counts(outbox: Outbox) -> None:
     """Asked about again and refused again, an event keeps what was proven before."""
     first, second = record(outbox, use(1), use(2))
     refuse_alone(outbox, first)
-    deliver(outbox, second)
+    send(outbox, second)
     refuse_alone(outbox, first)
-    assert outbox.refused_before(first)
+    [suspect] = outbox.suspects(limit=9, proven_only=True)
+    assert (suspect.lone_refusal, suspect.proven) == (1, True)
+    # It was a refusal all the same.
+    assert outbox.begin([]) == 2
+
+
+def test_a_lone_wish_for_another_attempt_is_a_lone_refusal(outbox: Outbox) -> None:
+    """Asked for again alone, an event waits to be proven like one refused alone; in company, not.
+
+    What is asked for again beside others that are accepted is proven by those.
+    """
+    alone, company, beside, other = record(outbox, *[use(n, device=f"d{n}") for n in range(4)])
+    outbox.settle(
+        Settlement(
+            deferred=[
+                Deferral(alone, NOON, counts=True, alone=True),
+                Deferral(company, NOON, counts=True),
+            ]
+        ),
+        now=NOON,
+    )
+    outbox.settle(
+        Settlement(
+            delivered=[other], deferred=[Deferral(beside, NOON, counts=True, beside_others=True)]
+        ),
+        now=NOON,
+    )
+    assert [
+        (event.seq, event.attempts, event.lone_refusal, event.proven)
+        for event in everything_due(outbox)
+    ] == [
+        (alone.seq, 1, 1, False),
+        (company.seq, 1, None, False),
+        (beside.seq, 1, 0, True),
+    ]
+
+
+@pytest.mark.parametrize("how", ["asked for again", "refused"])
+def test_a_refusal_beside_others_needs_a_lone_one_too(outbox: Outbox, how: str) -> None:
+    """Refused beside others that were accepted it has number 0; refused alone, one of its own."""
+    event, other, later = record(outbox, use(1), use(2, device="b"), use(3, device="c"))
+    if how == "refused":
+        verdict = Settlement(delivered=[other], refused=[event])
+    else:
+        deferral = Deferral(event, NOON, counts=True, beside_others=True)
+        verdict = Settlement(delivered=[other], deferred=[deferral])
+    outbox.settle(verdict, now=NOON)
+    refuse_alone(outbox, event._replace(lone_refusal=0))
+    [suspect] = outbox.suspects(limit=9, proven_only=False)
+    assert (suspect.lone_refusal, suspect.proven) == (1, False)
+    send(outbox, later)
+    [suspect] = outbox.suspects(limit=9, proven_only=True)
+    assert (suspect.lone_refusal, suspect.proven) == (1, True)
+
+
+def test_what_is_proven_is_known_to_the_next_process(
+    outbox: Outbox, open_it: Callable[[], Outbox]
+) -> None:
+    """A restart neither forgets a lone refusal nor takes it for proven."""
+    first, second = record(outbox, use(1), use(2))
+    refuse_alone(outbox, first)
+    outbox.close()
+    again = open_it()
+    assert (again.begin([]), again.suspects(limit=9, proven_only=True)) == (1, [])
+    send(again, second)
+    again.close()
+    assert [event.proven for event in open_it().suspects(limit=9, proven_only=True)] == [True]
 
 
 def test_suspects_come_oldest_first(outbox: Outbox) -> None:
     """Suspects come in the order they were recorded, until `limit`."""
     events = record(outbox, use(1), use(2), use(3))
     outbox.settle(Settlement(refused=events[::-1]), now=NOON)
-    assert outbox.suspects(limit=2, proven_only=True) == events[:2]
+    assert [event.seq for event in outbox.suspects(limit=2, proven_only=True)] == [
+        event.seq for event in events[:2]
+    ]
 
 
 @pytest.mark.parametrize("fate", [deliver, bury])
@@ -733,15 +882,16 @@ def test_a_replayed_event_is_due_again_under_its_key(outbox: Outbox) -> None:
     [event] = record(outbox, use(idempotency_key="k"))
     defer(outbox, event, until=NOON, counts=True)
     refuse_alone(outbox, event)
+    send(outbox, *record(outbox, use(device="other")))
     bury(outbox, event)
     assert outbox.replay([event.seq], now=NOON + 1) == 1
-    assert everything_due(outbox, now=NOON + 1) == [event]
-    assert (outbox.refused_before(event), list(outbox.dead_letters(Selector()))) == (False, [])
+    assert everything_due(outbox, now=NOON + 1) == [event._replace(fresh=False)]
+    assert list(outbox.dead_letters(Selector())) == []
     assert whereabouts(outbox) == {
-        "accepted": 1,
+        "accepted": 2,
         "pending": 1,
         "dead": 0,
-        "delivered": 0,
+        "delivered": 1,
         "removed": 0,
     }
 
@@ -752,7 +902,7 @@ def test_a_replayed_event_goes_before_those_behind_it(outbox: Outbox) -> None:
     bury(outbox, first)
     outbox.replay([first.seq], now=NOON)
     due = everything_due(outbox)
-    assert [(event.total_usage, bool(event.held)) for event in due] == [(1, False), (2, True)]
+    assert [(event.total_usage, event.held) for event in due] == [(1, False), (2, True)]
     outbox.queue(due[1:])
     assert units_due(outbox) == [1, 2]
 
