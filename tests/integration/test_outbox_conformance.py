@@ -97,7 +97,7 @@ CUSTOMER = '"c-1"'
 
 def request(key: str, *events: DueEvent, customer_id: str = CUSTOMER) -> Unanswered:
     """A request that is about to be sent, or was."""
-    return Unanswered(key, customer_id, events)
+    return Unanswered(key, customer_id, list(events))
 
 
 def send(outbox: Outbox, *events: DueEvent, now: int = NOON) -> None:
@@ -402,14 +402,110 @@ def test_looking_changes_nothing(outbox: Outbox) -> None:
     assert everything_due(outbox) == everything_due(outbox)
 
 
+def test_fresh_events_are_read_on_from_a_seq(outbox: Outbox) -> None:
+    """`after` passes over fresh events up to that one, and over none that was set aside."""
+    events = record(outbox, *[use(units, device=f"d{units}") for units in range(5)])
+    defer(outbox, events[0], until=NOON)
+
+    def units_after(seq: int) -> list[int | None]:
+        found = outbox.due(now=NOON, limit=9, max_bytes=2**20, after=seq)
+        return [event.total_usage for event in found]
+
+    assert units_after(0) == [0, 1, 2, 3, 4]
+    assert units_after(events[2].seq) == [0, 3, 4]
+    assert units_after(events[4].seq) == [0]
+    # A place that the reading has left behind already.
+    deliver(outbox, *events[1:3])
+    assert units_after(events[1].seq) == [0, 3, 4]
+
+
+def test_the_limit_is_spent_on_what_was_asked_for(outbox: Outbox) -> None:
+    """Events passed over, for their stream or their place, take no room from others."""
+    events = record(outbox, *[use(units, device=f"d{units}") for units in range(6)])
+    defer(outbox, *events[:3], until=NOON)
+    found = outbox.due(
+        now=NOON,
+        limit=2,
+        max_bytes=sum(len(event.payload.encode()) for event in events[:2]),
+        after=events[4].seq,
+        beside=[events[0].stream_id, events[1].stream_id],
+    )
+    assert [event.seq for event in found] == [events[2].seq, events[5].seq]
+
+
+def test_streams_in_other_hands_are_passed_over(outbox: Outbox) -> None:
+    """`beside` leaves out what was set aside of those streams; fresh events come all the same."""
+    a, b, fresh = record(outbox, use(1, device="a"), use(2, device="b"), use(3, device="a"))
+    defer(outbox, a, b, until=NOON)
+
+    def beside(*streams: int) -> list[tuple[int | None, bool]]:
+        found = outbox.due(now=NOON, limit=9, max_bytes=2**20, beside=streams)
+        return [(event.total_usage, event.held) for event in found]
+
+    assert beside() == [(1, False), (2, False), (3, True)]
+    assert beside(fresh.stream_id) == [(2, False), (3, True)]
+    assert beside(a.stream_id, b.stream_id, 99) == [(3, True)]
+    # Those whose wait was set by a clock that was wrong are left out too.
+    defer(outbox, a, until=NOON + 2 * HOUR)
+    assert beside(a.stream_id) == [(2, False), (3, True)]
+
+
+def test_any_number_of_streams_can_be_in_other_hands(outbox: Outbox) -> None:
+    """`beside` takes more streams than a statement takes parameters on old devices: 999."""
+    events = record(outbox, *[use(units, device=f"d{units}") for units in range(1_500)])
+    defer(outbox, *events, until=NOON)
+    streams = [event.stream_id for event in events]
+    found = outbox.due(now=NOON, limit=9, max_bytes=2**20, beside=streams[:-1])
+    assert [event.seq for event in found] == [events[-1].seq]
+
+
+def test_whether_an_event_is_fresh_is_known(outbox: Outbox) -> None:
+    """An event is fresh until it is set aside, whatever for; replay does not make it so again."""
+    a, b, c, d, e = record(outbox, *[use(units, device=f"d{units}") for units in range(5)])
+    assert all(event.fresh for event in (a, b, c, d, e))
+    outbox.queue([a])
+    defer(outbox, b, until=NOON)
+    bury(outbox, c)
+    outbox.replay([c.seq], now=NOON)
+    outbox.settle(Settlement(refused=[d]), now=NOON)
+    found = everything_due(outbox) + outbox.suspects(limit=9, proven_only=False)
+    assert {event.seq: event.fresh for event in found} == {
+        a.seq: False,
+        b.seq: False,
+        c.seq: False,
+        d.seq: False,
+        e.seq: True,
+    }
+
+
+def test_accepted_events_are_counted_whatever_became_of_them(outbox: Outbox) -> None:
+    """`accepted` is the seq of the latest event, and the count of all there ever were."""
+    counts = [outbox.accepted()]
+    events = record(outbox, *[use(units) for units in range(4)])
+    counts.append(outbox.accepted())
+    deliver(outbox, events[3])
+    bury(outbox, events[2])
+    outbox.purge([events[2].seq])
+    outbox.settle(Settlement(refused=[events[1]]), now=NOON)
+    counts.append(outbox.accepted())
+    deliver(outbox, *events[:2])
+    counts.append(outbox.accepted())
+    outbox.append([use()], now=NOON)
+    counts.append(outbox.accepted())
+    assert counts == [0, 4, 4, 4, 5]
+    assert outbox.status().accepted == 5
+
+
 def test_an_empty_outbox_has_nothing_to_do(outbox: Outbox) -> None:
-    """Before the first event nothing is due, held, suspected or dead."""
+    """Before the first event nothing is due, held, suspected, under way or dead."""
     assert (
         everything_due(outbox),
         outbox.suspects(limit=9, proven_only=False),
         outbox.next_due_at(),
+        outbox.unanswered(),
+        outbox.accepted(),
         list(outbox.dead_letters(Selector())),
-    ) == ([], [], None, [])
+    ) == ([], [], None, [], 0, [])
 
 
 # -- delivered ------------------------------------------------------------------------
@@ -508,6 +604,42 @@ def test_queueing_behind_nobody_means_due_at_once(outbox: Outbox) -> None:
     events = record(outbox, use(1), use(2))
     outbox.queue(events)
     assert units_due(outbox) == [1, 2]
+
+
+def test_events_can_be_queued_until_an_instant(outbox: Outbox) -> None:
+    """`until` holds the stream as a deferral does: what is behind comes flagged."""
+    first, _, _ = record(outbox, use(1), use(2), use(3, device="b"))
+    outbox.queue([first], until=NOON + 5)
+    assert [(event.total_usage, event.held) for event in everything_due(outbox)] == [
+        (2, True),
+        (3, False),
+    ]
+    outbox.queue([event for event in everything_due(outbox) if event.held])
+    assert (outbox.next_due_at(), units_due(outbox, now=NOON + 4)) == (NOON + 5, [3])
+    assert units_due(outbox, now=NOON + 5) == [1, 2, 3]
+
+
+def test_queueing_never_shortens_a_wait(outbox: Outbox) -> None:
+    """Behind those that wait means after their instant; a later one counts for the stream."""
+    first, second, third = record(outbox, use(1), use(2), use(3))
+    defer(outbox, first, until=NOON + 5)
+    outbox.queue([second])
+    outbox.queue([third], until=NOON + 3)
+    assert outbox.next_due_at() == NOON + 5
+    outbox.queue([third], until=NOON + 9)
+    assert (outbox.next_due_at(), everything_due(outbox, now=NOON + 8)) == (NOON + 9, [])
+    assert units_due(outbox, now=NOON + 9) == [1, 2, 3]
+
+
+def test_queueing_is_no_verdict(outbox: Outbox) -> None:
+    """It costs no attempt, refuses nothing and leaves an event that was refused as it is."""
+    first, second = record(outbox, use(1), use(2, device="b"))
+    refuse_alone(outbox, second)
+    outbox.queue([first, second], until=NOON)
+    [due] = everything_due(outbox)
+    [suspect] = outbox.suspects(limit=9, proven_only=False)
+    assert due == first._replace(fresh=False)
+    assert suspect == second._replace(fresh=False, lone_refusal=1)
 
 
 def test_queueing_what_is_gone_holds_nobody(outbox: Outbox) -> None:
@@ -758,6 +890,191 @@ def test_a_suspect_can_go_either_way(outbox: Outbox, fate: Callable[..., None]) 
     ) == ([], 0, 1)
 
 
+# -- requests whose outcome is not known ----------------------------------------------
+
+
+def test_what_was_sent_is_known_until_it_is_answered(
+    outbox: Outbox, open_it: Callable[[], Outbox]
+) -> None:
+    """A request is found as it was made up, by this process and the next, until it is settled."""
+    events = record(outbox, *[use(units, device=f"d{units}") for units in range(4)])
+    late, early = request("late", *events[2:]), request("early", *events[:2], customer_id="7")
+    outbox.begin([late, early])
+    expected = [Unanswered("early", "7", events[:2]), Unanswered("late", CUSTOMER, events[2:])]
+    assert outbox.unanswered() == expected
+    assert open_it().unanswered() == expected
+    outbox.close()
+    again = open_it()
+    assert again.unanswered() == expected
+    again.settle(Settlement(delivered=events[:2], answered=early), now=NOON)
+    assert again.unanswered() == expected[1:]
+    again.settle(Settlement(delivered=events[2:], answered=late), now=NOON)
+    assert again.unanswered() == []
+
+
+def test_sending_changes_nothing_of_the_events(outbox: Outbox) -> None:
+    """Before the answer an event is what it was: due, uncharged, fresh, of no customer yet."""
+    events = record(outbox, use(1), use(2))
+    before = outbox.status()
+    outbox.begin([request("r", *events)])
+    assert (everything_due(outbox), outbox.status()._replace(bytes=0)) == (
+        events,
+        before._replace(bytes=0),
+    )
+
+
+def test_what_was_sent_is_found_in_any_state(outbox: Outbox) -> None:
+    """Set aside or refused meanwhile, an event is still in its request, and shown as it is now."""
+    fresh, queued, deferred, refused, alone = record(
+        outbox, *[use(units, device=f"d{units}") for units in range(5)]
+    )
+    outbox.begin([request("r", fresh, queued, deferred, refused, alone)])
+    outbox.queue([queued])
+    defer(outbox, deferred, until=NOON + 5, counts=True)
+    outbox.settle(Settlement(refused=[refused], refused_alone=[alone]), now=NOON)
+    [found] = outbox.unanswered()
+    assert found.events == [
+        fresh,
+        queued._replace(fresh=False),
+        deferred._replace(fresh=False, attempts=1),
+        refused._replace(fresh=False),
+        alone._replace(fresh=False, lone_refusal=1),
+    ]
+
+
+def test_what_is_gone_or_dead_is_in_no_request(outbox: Outbox) -> None:
+    """Delivered, buried and removed events are left out; a request may be left without any."""
+    delivered, dead, removed, pending = record(
+        outbox, *[use(units, device=f"d{units}") for units in range(4)]
+    )
+    outbox.begin([request("some", delivered, dead, removed, pending), request("none", delivered)])
+    deliver(outbox, delivered)
+    bury(outbox, dead, removed)
+    outbox.purge([removed.seq])
+    assert outbox.unanswered() == [Unanswered("none", CUSTOMER, []), request("some", pending)]
+    # Brought back, it is in it again: it may have been stored.
+    outbox.replay([dead.seq], now=NOON)
+    [_, some] = outbox.unanswered()
+    assert [event.seq for event in some.events] == [dead.seq, pending.seq]
+
+
+def test_a_request_in_parts_takes_the_place_of_the_whole(outbox: Outbox) -> None:
+    """`forget` forgets requests in the same instant in which those that carry their events begin."""
+    first, second, third = record(outbox, use(1), use(2), use(3, device="b"))
+    outbox.begin([request("whole", first, second), request("other", third)])
+    outbox.begin([request("a", first), request("b", second)], forget=["whole", "nobody's"])
+    assert outbox.unanswered() == [
+        request("a", first),
+        request("b", second),
+        request("other", third),
+    ]
+    outbox.begin([], forget=["a", "other"])
+    assert [sent.idempotency_key for sent in outbox.unanswered()] == ["b"]
+
+
+def test_the_same_request_again_is_one(outbox: Outbox) -> None:
+    """Sent once more under its key, a request is remembered once."""
+    [event] = record(outbox, use())
+    outbox.begin([request("r", event)])
+    outbox.begin([request("r", event)])
+    assert outbox.unanswered() == [request("r", event)]
+
+
+def test_an_answer_ends_its_own_request_only(outbox: Outbox) -> None:
+    """A settlement forgets the request that was answered; without one it forgets none."""
+    first, second = record(outbox, use(1, device="a"), use(2, device="b"))
+    one, two = request("one", first), request("two", second)
+    outbox.begin([one, two])
+    outbox.settle(Settlement(deferred=[Deferral(first, NOON, counts=False)]), now=NOON)
+    assert [sent.idempotency_key for sent in outbox.unanswered()] == ["one", "two"]
+    outbox.settle(Settlement(answered=two), now=NOON)
+    assert [sent.idempotency_key for sent in outbox.unanswered()] == ["one"]
+
+
+def test_what_an_answer_leaves_open_is_still_unanswered(
+    outbox: Outbox, open_it: Callable[[], Outbox]
+) -> None:
+    """The part of which the answer said nothing is remembered as a request of its own."""
+    first, second, third = events = record(outbox, use(1), use(2), use(3))
+    whole, rest = request("whole", *events), request("rest", second, third)
+    outbox.begin([whole])
+    outbox.settle(Settlement(delivered=[first], answered=whole, left_open=rest), now=NOON)
+    outbox.close()
+    assert open_it().unanswered() == [Unanswered("rest", CUSTOMER, [second, third])]
+
+
+def test_who_pays_for_what_was_sent_never_changes(
+    outbox: Outbox, open_it: Callable[[], Outbox]
+) -> None:
+    """What stays of a request that was answered keeps its customer, in whatever state it stays."""
+    queued, deferred, refused, alone, buried, named, untouched = events = record(
+        outbox, *[use(units, device=f"d{units}") for units in range(7)]
+    )
+    sent = request("r", *events[:6])
+    outbox.begin([sent])
+    outbox.queue([queued], customer_id=CUSTOMER)
+    outbox.settle(
+        Settlement(
+            deferred=[Deferral(deferred, NOON, counts=True)],
+            refused=[refused],
+            refused_alone=[alone],
+            buried=[Burial(buried, "rejected", "no")],
+            answered=sent,
+            left_open=request("rest", named),
+        ),
+        now=NOON,
+    )
+    outbox.replay([buried.seq], now=NOON)
+    # Once it is known it stays, whoever is said to pay later.
+    other = request("other", *events[:5], customer_id='"another"')
+    outbox.queue([untouched])
+    outbox.settle(
+        Settlement(
+            deferred=[Deferral(event, NOON, counts=False) for event in (queued, deferred, buried)],
+            refused=[refused],
+            refused_alone=[alone],
+            answered=other,
+        ),
+        now=NOON,
+    )
+    outbox.close()
+    again = open_it()
+    found = everything_due(again) + again.suspects(limit=9, proven_only=False)
+    assert {event.seq: event.customer_id for event in found} == {
+        queued.seq: CUSTOMER,
+        deferred.seq: CUSTOMER,
+        refused.seq: CUSTOMER,
+        alone.seq: CUSTOMER,
+        buried.seq: CUSTOMER,
+        # Its request is remembered, and with it its customer.
+        named.seq: None,
+        untouched.seq: None,
+    }
+    assert again.unanswered() == [Unanswered("rest", CUSTOMER, [named])]
+
+
+def test_who_pays_is_not_told_by_what_was_not_answered(outbox: Outbox) -> None:
+    """Where a settlement names no request, as for a tenant without an account, nobody pays yet."""
+    first, second, third = record(outbox, *[use(units, device=f"d{units}") for units in range(3)])
+    defer(outbox, first, until=NOON)
+    outbox.queue([second], until=NOON)
+    bury(outbox, third, reason="customer_not_found")
+    outbox.replay([third.seq], now=NOON)
+    assert [event.customer_id for event in everything_due(outbox)] == [None, None, None]
+
+
+def test_a_dead_letter_stays_as_it_was_sent(outbox: Outbox) -> None:
+    """A late verdict gives a dead letter no other customer."""
+    [event] = record(outbox, use())
+    sent = request("r", event)
+    outbox.settle(Settlement(buried=[Burial(event, "rejected", "no")], answered=sent), now=NOON)
+    other = request("other", event, customer_id="8")
+    outbox.settle(Settlement(refused=[event], answered=other), now=NOON)
+    outbox.queue([event], customer_id="8")
+    outbox.replay([event.seq], now=NOON)
+    assert [event.customer_id for event in everything_due(outbox)] == [CUSTOMER]
+
+
 # -- dead letters ---------------------------------------------------------------------
 
 
@@ -970,6 +1287,22 @@ def test_a_delivery_marks_the_link_as_up(outbox: Outbox) -> None:
     assert outbox.link("events") == Link("events", 0, None, None, NOON + 7, "refused", NOON + 1)
 
 
+def test_a_late_success_leaves_the_pause_alone(outbox: Outbox) -> None:
+    """Accepted, but sent before the outage: the event is delivered, and the link is still down."""
+    down = Link("events", 3, NOON, NOON + 5, NOON - 9, "refused", NOON + 1)
+    outbox.set_link(down)
+    events = record(outbox, use())
+    outbox.settle(Settlement(delivered=events, recovers=False), now=NOON + 3)
+    assert outbox.link("events") == down._replace(last_success_at=NOON + 3)
+    assert whereabouts(outbox)["delivered"] == 1
+
+
+def test_the_first_success_is_noted_even_if_it_recovers_nothing(outbox: Outbox) -> None:
+    """Of a link that nothing is known of, a success that recovers nothing is known from then on."""
+    outbox.settle(Settlement(delivered=record(outbox, use()), recovers=False), now=NOON + 3)
+    assert outbox.link("events") == Link("events", last_success_at=NOON + 3)
+
+
 def test_settling_without_a_delivery_says_nothing_of_the_link(outbox: Outbox) -> None:
     """Only an accepted event proves that the link is up."""
     down = Link("events", 3, NOON, NOON + 5, None, "refused", NOON + 1)
@@ -980,13 +1313,22 @@ def test_settling_without_a_delivery_says_nothing_of_the_link(outbox: Outbox) ->
     assert outbox.link("events") == down
 
 
-@pytest.mark.parametrize("account", [Account('"c-1"', NOON, 0), Account(None, NOON, 2)])
+@pytest.mark.parametrize(
+    "account",
+    [
+        Account('"c-1"', NOON, 0),
+        Account(None, NOON, 2),
+        Account(None, NOON, 3, NOON + 5),
+        Account(None, NOON, 0, NOON + 5),
+    ],
+)
 def test_an_account_is_remembered(
     outbox: Outbox, open_it: Callable[[], Outbox], account: Account
 ) -> None:
     """The accounts API's last answer for a tenant survives the process; the newest counts."""
     assert outbox.account("t") is None
     outbox.set_account("t", Account("7", NOON - 1, 0))
+    outbox.set_account("t", Account(None, NOON - 1, 1, NOON))
     outbox.set_account("t", account)
     outbox.set_account("u", Account("8", NOON, 0))
     assert open_it().account("t") == account
