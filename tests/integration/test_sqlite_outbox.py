@@ -18,7 +18,7 @@ import pytest
 import meter_migrations
 from meter_lib._sqlite import SqliteOutbox, database, file_lock, opening, recorder
 from meter_lib.errors import OutboxFull, OutboxMissing, OutboxUnavailable, SchemaTooNew
-from meter_lib.outbox import Burial, Deferral, Selector, Settlement
+from meter_lib.outbox import Account, Burial, Deferral, Selector, Settlement, Unanswered
 from meter_lib.usage import digest, usage_event
 
 if TYPE_CHECKING:
@@ -1026,14 +1026,31 @@ def _costs(outbox: SqliteOutbox) -> dict[str, int]:
         "due": _steps(outbox, lambda: due(outbox, now=later, limit=20)),
         "suspects": _steps(outbox, lambda: outbox.suspects(limit=20, proven_only=True)),
         "next_due_at": _steps(outbox, outbox.next_due_at),
+        "accepted": _steps(outbox, outbox.accepted),
     }
-    first, second, third, fourth, fifth, sixth, *_ = due(outbox, now=later, limit=20) + [None] * 6
+    events = due(outbox, now=later, limit=20)
+    first, second, third, fourth, fifth, sixth, *_ = events + [None] * 6
     if sixth is not None:
-        costs["refused_before"] = _steps(outbox, lambda: outbox.refused_before(first))
-        costs["queue"] = _steps(outbox, lambda: outbox.queue([first]))
+        costs["due beside"] = _steps(
+            outbox,
+            lambda: outbox.due(
+                now=later,
+                limit=20,
+                max_bytes=MIB,
+                after=second.seq,
+                beside=[event.stream_id for event in events],
+            ),
+        )
+        sent = Unanswered("request", "1", events)
+        costs["begin"] = _steps(outbox, lambda: outbox.begin([sent], forget=["another"]))
+        costs["unanswered"] = _steps(outbox, outbox.unanswered)
+        costs["queue"] = _steps(outbox, lambda: outbox.queue([first], until=later))
         for name, settlement in (
-            ("delivered", Settlement(delivered=[second])),
-            ("deferred", Settlement(deferred=[Deferral(third, NOON + 60_000, counts=True)])),
+            ("delivered", Settlement(delivered=[second], answered=sent, proves=1)),
+            (
+                "deferred",
+                Settlement(deferred=[Deferral(third, NOON + 60_000, counts=True, alone=True)]),
+            ),
             ("refused", Settlement(refused=[fourth])),
             ("refused alone", Settlement(refused_alone=[fifth])),
             ("buried", Settlement(buried=[Burial(sixth, "rejected", "no")])),
@@ -1079,23 +1096,33 @@ def _everything_once(outbox: SqliteOutbox) -> None:
     outbox.append([use(idempotency_key=None), use(1, idempotency_key="k1")], now=NOON)
     a, b, c, d, e, f, *rest = due(outbox)
     outbox._remembered_keys = 0
+    sent = Unanswered("request", "1", [a, b, c, d, e, f, *rest])
+    proves = outbox.begin([sent], forget=["another"])
     outbox.settle(
         Settlement(
             delivered=[a],
-            deferred=[Deferral(b, NOON, counts=True)],
+            deferred=[
+                Deferral(b, NOON, counts=True, alone=True),
+                Deferral(rest[0], NOON, counts=True, beside_others=True),
+            ],
             refused=[c],
             refused_alone=[d],
             buried=[Burial(e, "rejected", "no"), Burial(f, "rejected", "no")],
+            answered=sent,
+            left_open=Unanswered("rest", "1", rest),
+            proves=proves,
         ),
         now=NOON,
     )
+    outbox.unanswered()
+    outbox.accepted()
     outbox.queue(rest)
     outbox.settle(Settlement(delivered=[b]), now=NOON)
-    due(outbox)
+    outbox.due(now=NOON, limit=9, max_bytes=MIB, after=1, beside=[rest[0].stream_id])
     outbox.suspects(limit=9, proven_only=True)
-    outbox.refused_before(d)
     outbox.next_due_at()
     outbox.set_link(outbox.link("events"))
+    outbox.set_account("t", Account(None, NOON, 1, NOON))
     outbox.account("t")
     outbox.replay([e.seq], now=NOON)
     outbox.purge([f.seq])
@@ -1135,11 +1162,12 @@ def test_every_statement_finds_its_rows_by_an_index(
                 plans.add((step, statement))
     plain.close()
     assert len(plans) > 20
-    # The one row of `outbox`, the few of `links`, and what is held or refused just now.
+    # The one row of `outbox`, the few of `links`, and what is held, refused or under way just now.
     harmless = re.compile(
-        r"SEARCH |SCAN (outbox|links)\b|SCAN CONSTANT ROW|SCALAR SUBQUERY|CORRELATED SCALAR|"
+        r"SEARCH |SCAN (outbox|links|unanswered)\b|SCAN CONSTANT ROW|SCALAR SUBQUERY|"
+        r"CORRELATED SCALAR|"
         # A list that came with the statement.
-        r"SCAN json_each |LIST SUBQUERY |"
+        r"SCAN (json_each|sent) |LIST SUBQUERY |"
         r"COMPOUND QUERY|LEFT-MOST|UNION ALL|CO-ROUTINE|MATERIALIZE|SCAN \(?subquery|"
         r"SCAN (s|streams|e|events) USING (COVERING )?INDEX (held_streams|refused_events)\b"
     )
