@@ -668,9 +668,7 @@ def test_the_last_one_to_leave_frees_the_stream(outbox: Outbox, fate: str) -> No
         outbox.settle(Settlement(**{fate: gone}), now=NOON)
         assert outbox.status().held_streams == held
     outbox.append([use(3)], now=NOON)
-    assert [(event.total_usage, event.held) for event in everything_due(outbox)] == [
-        (3, False)
-    ]
+    assert [(event.total_usage, event.held) for event in everything_due(outbox)] == [(3, False)]
 
 
 def test_the_next_stream_that_is_due_is_known(outbox: Outbox) -> None:
@@ -716,7 +714,7 @@ def test_a_refused_event_waits_to_be_asked_about_alone(outbox: Outbox) -> None:
 
 
 def test_a_lone_refusal_condemns_only_after_a_delivery(outbox: Outbox) -> None:
-    """Refused alone, another one sent and accepted after that: then the next refusal is the last."""
+    """Refused alone, another sent and accepted after that: then the next refusal is the last."""
     first, second = record(outbox, use(1), use(2))
     refuse_alone(outbox, first)
     suspect = first._replace(lone_refusal=1, proven=False, fresh=False)
@@ -959,7 +957,7 @@ def test_what_is_gone_or_dead_is_in_no_request(outbox: Outbox) -> None:
 
 
 def test_a_request_in_parts_takes_the_place_of_the_whole(outbox: Outbox) -> None:
-    """`forget` forgets requests in the same instant in which those that carry their events begin."""
+    """`forget` forgets requests in the instant in which those that carry their events begin."""
     first, second, third = record(outbox, use(1), use(2), use(3, device="b"))
     outbox.begin([request("whole", first, second), request("other", third)])
     outbox.begin([request("a", first), request("b", second)], forget=["whole", "nobody's"])

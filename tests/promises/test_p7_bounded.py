@@ -71,9 +71,7 @@ class Line:
             backoff_max=1000,
             reconnect_spread=0,
         )
-        self.flusher = flusher_over(
-            settings, self.outbox, self.backend, self.accounts, self.clock
-        )
+        self.flusher = flusher_over(settings, self.outbox, self.backend, self.accounts, self.clock)
 
     def record(self, count: int, *, size: int = 10, **who: str) -> None:
         """Add to the backlog."""
