@@ -95,7 +95,11 @@ def _defer(connection: sqlite3.Connection, deferral: Deferral, customer: str | N
     if deferral.beside_others:
         # No refusal has this number, so it is proven from now on.
         connection.execute(
-            "UPDATE events SET lone_refusal = coalesce(lone_refusal, 0) WHERE seq = ?", (event.seq,)
+            """
+            UPDATE events SET lone_refusal = coalesce(lone_refusal, 0)
+            WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+            """,
+            (event.seq, event.idempotency_key),
         )
     elif deferral.alone and event.lone_refusal is None:
         _number_lone_refusal(connection, event)
@@ -103,16 +107,16 @@ def _defer(connection: sqlite3.Connection, deferral: Deferral, customer: str | N
 
 def _number_lone_refusal(connection: sqlite3.Connection, event: DueEvent) -> None:
     # The first of its lone refusals counts: whatever is accepted after that is its proof.
-    connection.execute(
+    numbered = connection.execute(
         """
         UPDATE events
         SET lone_refusal = coalesce(nullif(lone_refusal, 0),
                                     (SELECT lone_refusals + 1 FROM outbox))
-        WHERE seq = ?
+        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
         """,
-        (event.seq,),
-    )
-    connection.execute("UPDATE outbox SET lone_refusals = lone_refusals + 1")
+        (event.seq, event.idempotency_key),
+    ).rowcount
+    connection.execute("UPDATE outbox SET lone_refusals = lone_refusals + ?", (numbered,))
 
 
 def _refuse_alone(connection: sqlite3.Connection, event: DueEvent, customer: str | None) -> None:

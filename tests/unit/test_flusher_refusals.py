@@ -350,3 +350,31 @@ def test_a_refused_event_is_asked_about_again_by_a_process_that_knows_of_no_doub
     bench.restarted()
     bench.live(2 * LONGEST)
     assert bench.backend.stored_keys == ["odd"]
+
+
+def test_a_refused_batch_holds_up_no_good_stream_in_it(bench: Bench) -> None:
+    """Halving tells the streams apart first: those that are accepted are the proof at once."""
+    bench.post(*numbered("bad", 30), meter_id="bad")
+    bench.post(*numbered("good", 2), meter_id="good")
+    bench.backend.otherwise = refuse_where(called("bad"))
+    bench.flush_all()
+    assert bench.backend.stored_keys == numbered("good", 2)
+    bench.post("later", meter_id="good")
+    bench.flush_all()
+    assert bench.backend.stored_keys == [*numbered("good", 2), "later"]
+
+
+def test_a_bad_event_among_many_streams_is_found_in_a_few_requests(bench: Bench) -> None:
+    """However they are mixed, each stream arrives in its order."""
+    for number in range(20):
+        for meter in range(10):
+            bench.post(
+                "bad" if (number, meter) == (7, 3) else f"{meter}-{number}", meter_id=f"m{meter}"
+            )
+    bench.backend.otherwise = refuse_where(named("bad"))
+    bench.flush_all()
+    assert bench.dead == [("bad", "rejected")]
+    assert len(bench.backend.requests) <= 20
+    for meter in range(10):
+        stored = [key for key in bench.backend.stored_keys if key.startswith(f"{meter}-")]
+        assert stored == [f"{meter}-{n}" for n in range(20) if (n, meter) != (7, 3)]

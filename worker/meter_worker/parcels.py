@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from meter_lib.outbox import Unanswered
 from meter_worker.wire import BODY_OVERHEAD_BYTES, record_text, request_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meter_lib.outbox import DueEvent
     from meter_worker.backend import Request
@@ -67,13 +68,26 @@ class Parcel:
         return Parcel(self.events[start:end], self.records[start:end], self.customer_id)
 
     def halves(self) -> list[Parcel]:
-        """Return two parcels of half of its events each, in order."""
-        middle = len(self.events) // 2
-        return [self.part(0, middle), self.part(middle)]
+        """Return two parcels with about half of its events each, a stream's in order.
 
-    def first_and_rest(self) -> list[Parcel]:
-        """Return the first event alone, and the rest if there is any."""
-        return [self] if len(self.events) == 1 else [self.part(0, 1), self.part(1)]
+        Of several streams each goes to one of them as a whole, so that neither has to wait
+        for the other.
+        """
+        if len(self.streams) == 1:
+            middle = len(self.events) // 2
+            return [self.part(0, middle), self.part(middle)]
+        sizes = Counter(event.stream_id for event in self.events)
+        first: set[int] = set()
+        taken = 0
+        for stream_id in list(sizes)[:-1]:
+            if first and taken + sizes[stream_id] > len(self.events) // 2:
+                break
+            first.add(stream_id)
+            taken += sizes[stream_id]
+        return [
+            self._where(lambda event: event.stream_id in first),
+            self._where(lambda event: event.stream_id not in first),
+        ]
 
     def singles(self) -> list[Parcel]:
         """Return each of its events alone, in order."""
@@ -82,13 +96,16 @@ class Parcel:
     def without(self, seqs: Iterable[int]) -> Parcel | None:
         """Return the parcel of its other events, or None where there are none."""
         gone = set(seqs)
+        if all(event.seq in gone for event in self.events):
+            return None
+        return self._where(lambda event: event.seq not in gone)
+
+    def _where(self, chosen: Callable[[DueEvent], bool]) -> Parcel:
         kept = [
             (event, record)
             for event, record in zip(self.events, self.records, strict=True)
-            if event.seq not in gone
+            if chosen(event)
         ]
-        if not kept:
-            return None
         return Parcel(
             [event for event, _ in kept], [record for _, record in kept], self.customer_id
         )
