@@ -198,19 +198,30 @@ class SqliteDelivery(SqlitePeers):
         with self._database.write(log_bytes=_log_bytes(events)) as connection:
             connection.executemany(
                 """
-                UPDATE events SET state = 'deferred', customer_id = coalesce(customer_id, ?)
-                WHERE seq = ? AND idempotency_key = ? AND state = 'pending'
+                UPDATE events
+                SET state = CASE state WHEN 'pending' THEN 'deferred' ELSE state END,
+                    customer_id = coalesce(customer_id, ?)
+                WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
                 """,
                 [(customer_id, event.seq, event.idempotency_key) for event in events],
             )
             connection.executemany(
                 """
-                UPDATE streams SET held_until = max(coalesce(held_until, 0), ?)
-                WHERE stream_id = ?
+                UPDATE streams
+                SET held_until = CASE WHEN :until > 0 AND held_until > :until + :longest THEN :until
+                                      ELSE max(coalesce(held_until, 0), :until) END
+                WHERE stream_id = :stream_id
                   AND EXISTS (SELECT 1 FROM events
                               WHERE events.stream_id = streams.stream_id AND state = 'deferred')
                 """,
-                [(until, stream_id) for stream_id in {event.stream_id for event in events}],
+                [
+                    {
+                        "until": until,
+                        "longest": _LONGEST_HOLD_MILLISECONDS,
+                        "stream_id": stream_id,
+                    }
+                    for stream_id in {event.stream_id for event in events}
+                ],
             )
             advance_frontier(connection)
 
