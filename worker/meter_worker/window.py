@@ -78,10 +78,13 @@ class Window:
         self._position = max([position, *(event.seq for event in read if event.fresh)])
         known = self._seqs.union(elsewhere)
         new = [event for event in read if event.seq not in known]
-        behind = [event for event in new if event.held]
+        behind = [event for event in new if event.held and event.stream_id not in self._passed_over]
         later = self._take_in([event for event in new if not event.held], waits, waiting)
         if behind:
-            self._outbox.queue(behind)
+            # Those in view go before them, also with whoever reads them after us.
+            streams = {event.stream_id for event in behind}
+            before = [event for events in self._all() for event in events if event.fresh]
+            self._outbox.queue([*(e for e in before if e.stream_id in streams), *behind])
         if later:
             # Out of the way of those that were not set aside yet.
             self._outbox.queue(later, until=now + _LATER_MILLISECONDS)
