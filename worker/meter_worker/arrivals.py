@@ -164,8 +164,6 @@ class Arrivals:
             self._departures.again.put_first([left_open], unanswered=True)
         for event, detail in exhausted:
             self._doubt(event, f"it asks for the last event again: {detail}")
-        if deferred:
-            self._departures.set_aside({one.event.stream_id for one in deferred})
         if by_verdict.delivered:
             self._accepted(flight, by_verdict.delivered)
         if answer.outage is not None:
@@ -181,8 +179,9 @@ class Arrivals:
         if len(parcel.events) > 1:
             if reason == "too_large":
                 self._pace.too_large(parcel.body_bytes)
-            self._outbox.begin([], forget=[parcel.key])
-            again.put_first(parcel.halves())
+            # Remembered as sent until each is answered: they keep their customer over a restart.
+            again.put_first([parcel], unanswered=True)
+            again.replace(parcel, parcel.halves())
             return
         event = parcel.events[0]
         burial = refused_alone(event, reason, detail)
@@ -219,13 +218,14 @@ class Arrivals:
                 recovers=flight.outage == self._link.outage,
             )
         try:
+            # First, so that nobody finds those behind a deferred event before it.
+            if settlement.deferred:
+                streams = {deferral.event.stream_id for deferral in settlement.deferred}
+                self._departures.set_aside(streams)
             self._outbox.settle(settlement, now=self._clock.now())
         except OutboxUnavailable:
-            # Only what was delivered must not be forgotten; all else is found out again.
-            if settlement.delivered:
-                self._unwritten.append(
-                    settlement._replace(deferred=(), refused=(), refused_alone=(), buried=())
-                )
+            if flight is not None:
+                self._keep(flight.parcel, settlement)
             raise
         if settlement.refused:
             self._departures.expect_suspects()
@@ -237,3 +237,19 @@ class Arrivals:
                 reason,
                 detail,
             )
+
+    def _keep(self, parcel: Parcel, settlement: Settlement) -> None:
+        """Forget nothing of what was delivered; let the rest go again, as it was."""
+        rest = parcel.without(event.seq for event in settlement.delivered)
+        if settlement.delivered:
+            self._unwritten.append(
+                Settlement(
+                    delivered=settlement.delivered,
+                    answered=settlement.answered,
+                    left_open=rest.unanswered() if rest else None,
+                    proves=settlement.proves,
+                    recovers=settlement.recovers,
+                )
+            )
+        if rest:
+            self._departures.again.put_first([rest], unanswered=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from meter_lib.errors import OutboxUnavailable
 from meter_worker.again import Again
 from meter_worker.doubts import Doubts
 from meter_worker.parcels import Parcel, cut
@@ -150,7 +151,12 @@ class Departures:
             allowed = min(self._pace.records, self._pace.allowed(now))
             if allowed < 1:
                 break
-            parcel = self._next_parcel(out, slots=count - len(parcels), records=allowed)
+            try:
+                parcel = self._next_parcel(out, slots=count - len(parcels), records=allowed)
+            except OutboxUnavailable:
+                # Some of them may have been sent before.
+                self.again.put_first(parcels, unanswered=True)
+                raise
             if parcel is None:
                 break
             self._pace.spend(len(parcel.events))

@@ -78,6 +78,8 @@ class Flusher:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._numbers = 0
+        # Those that `start` has yet to return.
+        self._calls: list[Call] = []
         self._flights: dict[int, Flight] = {}
         self._question: tuple[int, Question] | None = None
         self._restored = False
@@ -91,14 +93,17 @@ class Flusher:
         """Return the calls that are to be made now.
 
         Each is to be made once, and its answer handed to `finish`, in any order. Raises
-        `OutboxUnavailable`; then nothing is lost, and it may be called again.
+        `OutboxUnavailable` if that let nothing be begun; it may be called again.
         """
         try:
-            return self._start()
+            self._start()
         except OutboxUnavailable:
-            # Whatever was half done in view is read anew.
+            # Whatever was half done in view is read anew; what was begun is made all the same.
             self._departures.window.forget()
-            raise
+            if not self._calls:
+                raise
+        calls, self._calls = self._calls, []
+        return calls
 
     def finish(self, call: Call, answer: Answer) -> int:
         """Write what came of a call; return how many events it delivered.
@@ -121,7 +126,7 @@ class Flusher:
 
     # -- what to do next --------------------------------------------------------------
 
-    def _start(self) -> list[Call]:
+    def _start(self) -> None:
         self._arrivals.write_down()
         if not self._restored:
             self._restore()
@@ -134,11 +139,11 @@ class Flusher:
             if is_down:
                 self._departures.begin_round()
         self.sees_more = self._look(now, is_down=is_down)
-        calls = self._ask()
+        self._ask()
         # A pause for doubts holds up those in doubt only.
         in_doubt = paused_until is not None and paused_until == self._doubts_until
         if paused_until is None or in_doubt:
-            calls += self._depart(now, is_down=is_down, in_doubt=in_doubt)
+            self._depart(now, is_down=is_down, in_doubt=in_doubt)
         instants = (
             self._link.paused_until(now),
             self._outbox.next_due_at(),
@@ -146,7 +151,6 @@ class Flusher:
             self._pace.allowed_at(now),
         )
         self.next_at = min((at for at in instants if at is not None and at > now), default=None)
-        return calls
 
     def _restore(self) -> None:
         """Take up what an earlier flusher has sent, and not seen answered."""
@@ -182,15 +186,13 @@ class Flusher:
             sees_more = True
         return sees_more
 
-    def _ask(self) -> list[Call]:
+    def _ask(self) -> None:
         question = self._payers.to_ask() if self._question is None else None
-        if question is None:
-            return []
-        call = self._call(functools.partial(self._accounts_api.look_up, question.tenant_id))
-        self._question = call.number, question
-        return [call]
+        if question is not None:
+            number = self._call(functools.partial(self._accounts_api.look_up, question.tenant_id))
+            self._question = number, question
 
-    def _depart(self, now: int, *, is_down: bool, in_doubt: bool) -> list[Call]:
+    def _depart(self, now: int, *, is_down: bool, in_doubt: bool) -> None:
         departures = self._departures
         words = departures.doubts.words
         if not is_down and words is None:
@@ -201,23 +203,24 @@ class Flusher:
                 # Nothing else is left that could be accepted: they are asked about in turns.
                 departures.doubts.refused(None, self._arrivals.last_refusal)
                 self.sees_more = True
-            return self._send(parcels)
+            self._send(parcels)
+            return
         if any(self._arrivals.is_a_trial(flight) for flight in self._flights.values()):
             # It will show how it stands: until then nobody else is risked.
-            return []
+            return
         if len(self._flights) >= self._max_in_flight:
-            return []
+            return
         if in_doubt or not departures.doubts.round_is_over():
             parcel = departures.next_alone(self._under_way, now=now, unsuspected=in_doubt)
             if parcel:
-                return self._send([parcel])
+                self._send([parcel])
+                return
             if self.sees_more or self._flights:
-                return []
+                return
         if words is not None and not in_doubt:
             # Nobody is left to show whether it is the events or the backend.
             outage = Unavailable(words, wants_an_operator=True)
             self._doubts_until = self._arrivals.pause(outage)
-        return []
 
     @property
     def _under_way(self) -> UnderWay:
@@ -227,21 +230,20 @@ class Flusher:
             {parcel.tenant_id for parcel in parcels},
         )
 
-    def _send(self, parcels: Sequence[Parcel]) -> list[Call]:
+    def _send(self, parcels: Sequence[Parcel]) -> None:
         if not parcels:
-            return []
+            return
         try:
             proves = self._outbox.begin([parcel.unanswered() for parcel in parcels])
         except OutboxUnavailable:
-            self._departures.again.put_first(parcels)
+            # Some of them may have been sent before.
+            self._departures.again.put_first(parcels, unanswered=True)
             raise
-        calls = []
         for parcel in parcels:
-            call = self._call(functools.partial(self._backend.deliver, parcel.request))
-            self._flights[call.number] = self._arrivals.flight(parcel, proves=proves)
-            calls.append(call)
-        return calls
+            number = self._call(functools.partial(self._backend.deliver, parcel.request))
+            self._flights[number] = self._arrivals.flight(parcel, proves=proves)
 
-    def _call(self, make: Callable[[], Answer]) -> Call:
+    def _call(self, make: Callable[[], Answer]) -> int:
         self._numbers += 1
-        return Call(self._numbers, make)
+        self._calls.append(Call(self._numbers, make))
+        return self._numbers
