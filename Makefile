@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format docs bench mutants wheel clean
+.PHONY: help setup demo test check lint format docs soak bench mutants wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 
 docs: setup ## write docs/verdicts.md anew from the verdict tables
 	$(BIN)/python -m meter_worker.verdict_page > docs/verdicts.md
+
+soak: setup ## simulate delivery in the worst network until interrupted, or for SECONDS=…
+	$(BIN)/python -m tests.simulation $(if $(SECONDS),--seconds $(SECONDS))
 
 bench: setup ## measure recording and delivery as ratios to plain SQLite and plain HTTP
 	$(BIN)/python bench/bench.py
