@@ -79,7 +79,8 @@ class DueEvent(NamedTuple):
     """JSON text of the customer it was sent with before, and is sent with again, if it was."""
     lone_refusal: int | None
     """Which lone refusal the first of its own was, counted over all events; 0 where it was
-    refused or asked for again in an answer that accepted others."""
+    refused or asked for again in an answer that accepted others. Negative where, alone, it
+    was asked for again only: its first real refusal gets a number of its own."""
     proven: bool
     """Something was accepted that was sent after that: it is not the backend."""
     fresh: bool

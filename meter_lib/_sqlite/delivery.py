@@ -41,7 +41,7 @@ _SEQ_LOG_BYTES = 48
 _EVENT = """
     e.seq, e.stream_id, s.tenant_id, s.device_id, s.meter_id, e.idempotency_key, e.event_time,
     e.total_usage, e.payload, e.attempts, e.customer_id, e.lone_refusal,
-    coalesce(e.lone_refusal <= o.proven_to, 0), e.state = 'pending'
+    coalesce(abs(e.lone_refusal) <= o.proven_to, 0), e.state = 'pending'
 """
 
 
@@ -142,7 +142,7 @@ class SqliteDelivery(SqlitePeers):
                 WHERE o.id = 1 AND e.state = 'refused'
                   AND (NOT :proven_only
                        OR e.lone_refusal IS NULL
-                       OR e.lone_refusal <= o.proven_to)
+                       OR abs(e.lone_refusal) <= o.proven_to)
                 ORDER BY e.seq
                 LIMIT :limit
                 """,  # noqa: S608  # as above

@@ -42,7 +42,7 @@ class SqliteOperations:
             (refused, in_doubt) = connection.execute(
                 """
                 SELECT count(*),
-                       coalesce(sum(lone_refusal > (SELECT proven_to FROM outbox)), 0)
+                       coalesce(sum(abs(lone_refusal) > (SELECT proven_to FROM outbox)), 0)
                 FROM events WHERE state = 'refused'
                 """
             ).fetchone()

@@ -102,19 +102,19 @@ def _defer(connection: sqlite3.Connection, deferral: Deferral, customer: str | N
             (event.seq, event.idempotency_key),
         )
     elif deferral.alone and event.lone_refusal is None:
-        _number_lone_refusal(connection, event)
+        _number_lone_refusal(connection, event, sign=-1)
 
 
-def _number_lone_refusal(connection: sqlite3.Connection, event: DueEvent) -> None:
+def _number_lone_refusal(connection: sqlite3.Connection, event: DueEvent, *, sign: int) -> None:
     # The first of its lone refusals counts: whatever is accepted after that is its proof.
     numbered = connection.execute(
         """
         UPDATE events
-        SET lone_refusal = coalesce(nullif(lone_refusal, 0),
-                                    (SELECT lone_refusals + 1 FROM outbox))
+        SET lone_refusal = CASE WHEN lone_refusal > 0 THEN lone_refusal
+                                ELSE ? * (SELECT lone_refusals + 1 FROM outbox) END
         WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
         """,
-        (event.seq, event.idempotency_key),
+        (sign, event.seq, event.idempotency_key),
     ).rowcount
     connection.execute("UPDATE outbox SET lone_refusals = lone_refusals + ?", (numbered,))
 
@@ -127,7 +127,7 @@ def _refuse_alone(connection: sqlite3.Connection, event: DueEvent, customer: str
         """,
         (customer, event.seq, event.idempotency_key),
     )
-    _number_lone_refusal(connection, event)
+    _number_lone_refusal(connection, event, sign=1)
 
 
 def _deliver(connection: sqlite3.Connection, settlement: Settlement, now: int) -> None:

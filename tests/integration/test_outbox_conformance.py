@@ -802,8 +802,10 @@ def test_the_first_lone_refusal_is_the_one_that_counts(outbox: Outbox) -> None:
     assert outbox.begin([]) == 2
 
 
-def test_a_lone_wish_for_another_attempt_is_a_lone_refusal(outbox: Outbox) -> None:
+def test_a_lone_wish_for_another_attempt_is_numbered_like_a_refusal(outbox: Outbox) -> None:
     """Asked for again alone, an event waits to be proven like one refused alone; in company, not.
+
+    Its number is negative: should it be refused alone after that, this is the first time.
 
     What is asked for again beside others that are accepted is proven by those.
     """
@@ -827,7 +829,7 @@ def test_a_lone_wish_for_another_attempt_is_a_lone_refusal(outbox: Outbox) -> No
         (event.seq, event.attempts, event.lone_refusal, event.proven)
         for event in everything_due(outbox)
     ] == [
-        (alone.seq, 1, 1, False),
+        (alone.seq, 1, -1, False),
         (company.seq, 1, None, False),
         (beside.seq, 1, 0, True),
     ]

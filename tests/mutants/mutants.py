@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "the canary is off: refused alone once is enough",
         f"{WORKER}/settling.py",
-        "if event.proven and event.lone_refusal:",
+        "if event.proven and (event.lone_refusal or 0) > 0:",
         "if True:",
         FLUSHER,
     ),

@@ -44,12 +44,11 @@ def lacks_proof(
             return ""
         return _lacks_acceptance(key, lone, accepted)
     lone = [verdict for verdict in verdicts if verdict.is_alone and verdict.fate == REJECTED]
-    if not lone:
-        return "never refused alone"
-    # That it was asked for again, alone, is taken for the first of the two.
-    lone = [verdict for verdict in verdicts if verdict.is_alone]
+    if len([verdict for verdict in verdicts if verdict.fate == RETRIABLE]) >= max_attempts:
+        # It has had all its attempts: the last of them counts as a refusal.
+        lone = [verdict for verdict in verdicts if verdict.is_alone]
     if len(lone) < 2:
-        return "not asked about alone twice"
+        return "not refused alone twice"
     return _lacks_acceptance(key, lone, accepted)
 
 

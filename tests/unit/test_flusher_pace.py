@@ -65,7 +65,7 @@ def test_an_answer_that_names_no_record_is_told_apart_by_sending_each_alone(benc
 
     def one_entry_a_partition(request: Request) -> Outcome:
         if len(request.records) > 1:
-            return Ambiguous("HTTP 200 with 1 entry for several records")
+            return Ambiguous("HTTP 200 with 1 entry for several records", lasting=True)
         return accept(request)
 
     bench.backend.otherwise = one_entry_a_partition
@@ -75,6 +75,18 @@ def test_an_answer_that_names_no_record_is_told_apart_by_sending_each_alone(benc
 
     assert [len(sent) for sent in bench.backend.sent] == [8] + [1] * 13
     assert bench.backend.stored_keys == [*numbered("e", 8), *numbered("f", 5)]
+
+
+def test_an_answer_that_names_no_record_for_once_leaves_the_next_requests_as_they_were(
+    bench: Bench,
+) -> None:
+    """Only what it was about is sent one by one."""
+    bench.post(*numbered("e", 4))
+    bench.backend.script(Ambiguous("HTTP 200 with 3 entries for 4 records, one an error"))
+    bench.flush_all()
+    bench.post(*numbered("f", 5))
+    bench.flush_all()
+    assert [len(sent) for sent in bench.backend.sent] == [4, 1, 1, 1, 1, 5]
 
 
 def test_an_event_that_is_asked_for_again_and_again_travels_alone(bench: Bench) -> None:

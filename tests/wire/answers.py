@@ -498,7 +498,7 @@ PROXIES = [
         500,
         redpanda(200, {"offsets": [P_OK, {"partition": 2, "offset": 7}]}),
         "ambiguous",
-        ("miscounted success",),
+        ("one entry a partition, not named",),
     ),
     Canned(
         "Redpanda: one partition failed",
@@ -517,11 +517,18 @@ PROXIES = [
         "redpanda",
     ),
     Canned(
-        "Redpanda: invalid topic for one",
+        "Kafka's number for one record, without a partition: invalid topic",
+        2,
+        karapace(422, offsets({"error_code": 17, "error": "invalid topic"}, K_OK)),
+        "XD",
+        ("partial failure", "topic invalid"),
+    ),
+    Canned(
+        "Redpanda: invalid topic for one partition",
         2,
         redpanda(200, {"offsets": [p_error(17), {"partition": 1, "offset": 7}]}),
-        "XD",
-        (PARTIAL, "topic invalid"),
+        "ambiguous",
+        ("miscounted success",),
     ),
     Canned(
         "Redpanda: too large",

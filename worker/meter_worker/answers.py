@@ -65,6 +65,7 @@ class Shape(Enum):
     SOUND = "one entry a record, none with an error"
     FAILED = "one entry a record, some with an error"
     PARTITIONS = "fewer entries than records, no error, partitions distinct"
+    FAILED_PARTITIONS = "Redpanda's, some with an error, partitions distinct"
     OTHER_NUMBER = "more or fewer entries than records"
     ACCOUNT = "an object, or a list that begins with one, whose `id` is text or a number"
     EMPTY_LIST = "an empty list"
@@ -117,7 +118,7 @@ def delivery_answer(status: int, body: bytes, *, sent: int, pinned: Dialect | No
     elif not entries:
         shape = Shape.NO_ENTRIES
     elif len(entries) == sent:
-        shape = Shape.FAILED if any(entry.failed for entry in entries) else Shape.SOUND
+        shape = _shape_of_all(entries)
     elif len(entries) < sent and _one_a_partition(entries):
         shape = Shape.PARTITIONS
     else:
@@ -232,6 +233,18 @@ def _dialect(entry: dict[str, Any], code: int | None) -> Dialect:
 def _is_number(value: object, *, least: int) -> bool:
     # A bool is an int to Python; an offset has 63 bits.
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _shape_of_all(entries: tuple[Entry, ...]) -> Shape:
+    failed = [entry for entry in entries if entry.failed]
+    if not failed:
+        return Shape.SOUND
+    # One entry a partition, and by chance as many as records: whose is which, nobody knows.
+    partitions = {entry.partition for entry in entries} - {None}
+    of_redpanda = any(entry.dialect is Dialect.REDPANDA for entry in failed)
+    if of_redpanda and len(failed) < len(entries) == len(partitions):
+        return Shape.FAILED_PARTITIONS
+    return Shape.FAILED
 
 
 def _one_a_partition(entries: tuple[Entry, ...]) -> bool:

@@ -105,9 +105,13 @@ class Arrivals:
                 return self._settle_answer(flight, answer)
             case Refused(reason, detail):
                 self._settle_refusal(flight, reason, detail)
-            case Ambiguous(detail):
-                if self._pace.one_by_one():
-                    _logger.error("from now on each event is sent alone: %s", detail)
+            case Ambiguous(detail, lasting):
+                if lasting and self._pace.one_by_one():
+                    _logger.error(
+                        "each event is sent alone; is it Redpanda? Then set"
+                        " METER_DIALECT=redpanda: %s",
+                        detail,
+                    )
                 again.put_first([parcel], unanswered=True)
                 again.replace(parcel, parcel.singles())
             case Unavailable():
@@ -206,7 +210,7 @@ class Arrivals:
             # Others were accepted beside it: no doubt, as long as there is something to send.
             return
         # One that is asked about once more shows nothing new of its stream.
-        is_new = event.lone_refusal is None
+        is_new = (event.lone_refusal or 0) <= 0
         self._departures.doubts.refused(event.stream_id if is_new else None, words)
 
     def write(self, settlement: Settlement, flight: Flight | None = None) -> None:

@@ -105,6 +105,8 @@ class Ambiguous(NamedTuple):
     """Some of it is stored, and nobody can tell which records: only of lone ones it can be told."""
 
     detail: str
+    lasting: bool = False
+    """True where every request of several records would be answered like that."""
 
 
 class Interrupted(NamedTuple):

@@ -7,6 +7,9 @@ __all__ = ["Pace"]
 # After a time-out the size is halved at once, and comes back slowly: each request that is too
 # large costs a whole read time-out.
 _STEPS_TO_FULL_SIZE = 16
+# Records sent alone before it is tried whether several are understood by now: an answer may
+# have been garbled once, and whoever always answers so stores each trial twice.
+_SINGLY = 2000
 
 
 class Pace:
@@ -23,10 +26,11 @@ class Pace:
         """Most records in a request."""
         self.body_bytes = batch_bytes
         """Most bytes in its body."""
-        self._singly = False
+        self._singly = 0
 
     def accepted(self, records: int) -> None:
         """A request of so many records was answered: the next may be a little larger."""
+        self._singly = max(0, self._singly - records)
         if records >= self.records and not self._singly:
             step = -(-self._batch_size // _STEPS_TO_FULL_SIZE)
             self.records = min(self._batch_size, self.records + step)
@@ -43,9 +47,9 @@ class Pace:
         self.body_bytes = max(1, min(self.body_bytes, body_bytes // 2))
 
     def one_by_one(self) -> bool:
-        """Send every record alone from now on; return whether that is new."""
+        """Send every record alone, for long; return whether that is new."""
         is_new = not self._singly
-        self._singly = True
+        self._singly = _SINGLY
         self.records = 1
         return is_new
 

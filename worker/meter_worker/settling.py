@@ -110,7 +110,7 @@ def charge(
 
 def refused_alone(event: DueEvent, reason: str, detail: str) -> Burial | None:
     """Return its burial where that proves it, or None where it is the first such refusal."""
-    if event.proven and event.lone_refusal:
+    if event.proven and (event.lone_refusal or 0) > 0:
         # Alone twice, of which its attempts count none.
         return Burial(event, reason, detail, answers=_LONE_VERDICTS)
     return None

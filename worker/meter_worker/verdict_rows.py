@@ -21,6 +21,7 @@ class Action(Enum):
     READ_RIGHTS = "outage, wants an operator; entries without an error are delivered first"
     DELIVERED = "all delivered"
     SINGLES = "ambiguous: each record is sent alone"
+    ALWAYS_SINGLES = "ambiguous: each record is sent alone, those of later requests too"
     SPLIT = "refused: halved until the bad record stands alone, then proven"
     TOO_LARGE = "refused as too large: halved, smaller from now on"
     KEY_CONFLICT = "refused as a key conflict"

@@ -12,8 +12,8 @@ from meter_worker.verdict_rows import Action, AnswerRow
 __all__ = ["ACCOUNT_ROWS", "DELIVERY_ROWS"]
 
 _SUCCESS = range(200, 300)
-_WITH_ENTRIES = (Shape.SOUND, Shape.FAILED, Shape.PARTITIONS, Shape.OTHER_NUMBER)
-_MISCOUNTED = (Shape.PARTITIONS, Shape.OTHER_NUMBER)
+_MISCOUNTED = (Shape.PARTITIONS, Shape.FAILED_PARTITIONS, Shape.OTHER_NUMBER)
+_WITH_ENTRIES = (Shape.SOUND, Shape.FAILED, *_MISCOUNTED)
 
 _OUTAGES: tuple[AnswerRow, ...] = (
     AnswerRow(
@@ -124,6 +124,15 @@ DELIVERY_ROWS: tuple[AnswerRow, ...] = (
         "",
         "Redpanda groups its answer by partition. Believed only where it is named.",
         pinned=Dialect.REDPANDA,
+    ),
+    AnswerRow(
+        "one entry a partition, not named",
+        _SUCCESS,
+        (Shape.PARTITIONS,),
+        Action.ALWAYS_SINGLES,
+        "",
+        "Likely Redpanda: every request of several records would be answered like this.",
+        alone=False,
     ),
     AnswerRow(
         "miscounted success",

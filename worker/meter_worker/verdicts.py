@@ -93,9 +93,10 @@ def judgement_of_delivery(
             return Judgement(_read(row, answer, records, outage), rows)
         case Action.DELIVERED:
             outcome: Outcome = Answered(tuple(Delivered() for _ in range(sent)))
-        case Action.SINGLES:
+        case Action.SINGLES | Action.ALWAYS_SINGLES:
             outcome = Ambiguous(
-                f"{len(answer.entries)} entries for {sent} records: {answer.detail}"
+                f"{len(answer.entries)} entries for {sent} records: {answer.detail}",
+                lasting=row.action is Action.ALWAYS_SINGLES,
             )
         case Action.SPLIT:
             outcome = Refused("rejected", answer.detail)
