@@ -58,8 +58,9 @@ MUTANTS = (
     Mutant(
         "what was sent and not answered is forgotten with the process",
         f"{WORKER}/flusher.py",
-        "        self._departures.again.put_first(parcels, unanswered=True)\n",
-        "",
+        "        self._departures.again.put_first(parcels, unanswered=True)\n"
+        "        self._restored = True\n",
+        "        self._restored = True\n",
         FLUSHER,
     ),
     Mutant(
@@ -93,8 +94,8 @@ MUTANTS = (
     Mutant(
         "events behind one that waits are not set aside",
         f"{WORKER}/arrivals.py",
-        "            self._departures.set_aside({one.event.stream_id for one in deferred})\n",
-        "            pass\n",
+        "                self._departures.set_aside(streams)\n",
+        "                pass\n",
         FLUSHER,
     ),
     Mutant(
@@ -236,8 +237,8 @@ MUTANTS = (
     Mutant(
         "a refused batch is a batch of dead letters",
         f"{WORKER}/arrivals.py",
-        "            again.put_first(parcel.halves())\n            return\n",
-        "            again.put_first(parcel.singles())\n            return\n",
+        "            again.replace(parcel, parcel.halves())\n            return\n",
+        "            again.replace(parcel, parcel.singles())\n            return\n",
         FLUSHER,
     ),
     Mutant(
