@@ -228,10 +228,17 @@ MUTANTS = (
         FLUSHER,
     ),
     Mutant(
-        "refused in company counts as refused alone",
+        "refused in company is forgotten",
         f"{WORKER}/arrivals.py",
         "refused=[event for event, _ in by_verdict.rejected],",
-        "buried=[],",
+        "refused=[],",
+        FLUSHER,
+    ),
+    Mutant(
+        "refused in company counts as refused alone",
+        f"{OUTBOX}/settling.py",
+        "beside_others = 0 if settlement.delivered else None",
+        "beside_others = 1 if settlement.delivered else None",
         FLUSHER,
     ),
     Mutant(

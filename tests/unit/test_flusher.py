@@ -181,6 +181,23 @@ def test_a_stream_that_must_wait_is_not_overtaken_by_itself_in_the_same_pass(
     assert bench.backend.stored_keys == numbered("e", 8)
 
 
+def test_what_is_behind_an_event_that_waits_is_not_sent_before_it(
+    bench_with: Callable[..., Bench],
+) -> None:
+    """Neither from what is in view already, nor in the request in which it is tried again."""
+    bench = bench_with(batch_size=2)
+    bench.post(*numbered("e", 8))
+    bench.backend.script(
+        each(lambda value: Retriable("busy") if value["idempotency_key"] == "e1" else Delivered())
+    )
+    bench.flush_all()
+    assert bench.backend.sent == [["e0", "e1"]]
+
+    bench.wait()
+    bench.flush_all()
+    assert bench.backend.sent[1:] == [["e1"], ["e2", "e3"], ["e4", "e5"], ["e6", "e7"]]
+
+
 def test_retriable_verdicts_wait_longer_each_time(bench: Bench) -> None:
     """An event is not asked about again before its own backoff is over."""
     bench.post("e")

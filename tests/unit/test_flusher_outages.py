@@ -166,6 +166,25 @@ def test_the_wall_clock_may_jump_while_the_worker_runs(bench: Bench) -> None:
     assert bench.backend.stored_keys == ["a"]
 
 
+@pytest.mark.parametrize("days", [-3650, 3650])
+def test_a_pause_that_begins_after_the_wall_clock_was_set_is_as_long_as_any(
+    bench: Bench, days: float
+) -> None:
+    """Whichever way it was set, the next attempt comes when it was announced to come."""
+    bench.post("a")
+    bench.clock.jump(days * 86_400)
+    bench.backend.script(Unavailable("HTTP 503: down", retry_after_seconds=600))
+    bench.flush_all()
+    assert bench.flush().next_at == bench.clock.steady() + 600_000
+    bench.clock.advance(599)
+    bench.flush_all()
+    assert len(bench.backend.requests) == 1
+
+    bench.clock.advance(1)
+    bench.flush_all()
+    assert bench.backend.stored_keys == ["a"]
+
+
 def test_after_an_outage_one_event_is_sent_before_the_others(bench: Bench) -> None:
     """A backend that has just come up is not met by everything at once."""
     bench.post(*numbered("e", 20))
