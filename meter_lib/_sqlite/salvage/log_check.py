@@ -3,6 +3,10 @@
 To SQLite a damaged frame is the end of the log: it reports nothing, and writes over what
 follows. But there may be events with a receipt. They are told by their numbers, which are
 higher than any that SQLite knows of.
+
+One such commit is no sign of damage: whoever made it was killed, or the power failed,
+before it was whole or published, and nobody has a receipt. Behind another one it is: a
+commit of events is on the disk before the next one begins.
 """
 
 from __future__ import annotations
@@ -19,10 +23,14 @@ from meter_lib._sqlite.salvage.trees import Trees
 if TYPE_CHECKING:
     import sqlite3
 
+    from meter_lib._sqlite.salvage.log_frames import Frame
+
 __all__ = ["check_log"]
 
 # Only the end is looked at: events are recorded in the order of their numbers.
-_FRAMES = 16
+_FRAMES = 32
+# Hidden commits of events, of which the first must have been whole on the disk.
+_PROOF = 2
 
 
 def check_log(path: str, connection: sqlite3.Connection) -> None:
@@ -31,39 +39,54 @@ def check_log(path: str, connection: sqlite3.Connection) -> None:
     To be called under the lock file, before anything is written.
     """
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    highest = _highest_seq_in_log(path, page_size)
-    if highest > accepted_events(connection):
-        raise DamagedLog(f"its log is damaged before event {highest}")
+    accepted = accepted_events(connection)
+    hidden = _hidden_seqs(path, page_size, accepted)
+    if len(hidden) >= _PROOF:
+        raise DamagedLog(f"its log is damaged before event {max(hidden)}")
+    if hidden:
+        # SQLite would leave what it does not write over. Behind later commits it would be
+        # taken for newer than those.
+        LogFrames.erase_what_is_cut_off(path, page_size)
 
 
-def _highest_seq_in_log(path: str, page_size: int) -> int:
+def _hidden_seqs(path: str, page_size: int, accepted: int) -> set[int]:
+    """Return the highest seq of each transaction with events beyond `accepted`: two are enough."""
     log = LogFrames(path)
     try:
         frames = _FRAMES
-        pages = _LatestPages(log, page_size, frames)
-        while not pages.frames and frames < file_bytes(f"{path}-wal") // page_size:
+        seqs = _seqs_of(log, page_size, frames)
+        # The whole log is read only where its end is hidden, or tells nothing.
+        while (
+            max(seqs, default=accepted + 1) > accepted
+            and len({seq for seq in seqs if seq > accepted}) < _PROOF
+            and frames < file_bytes(f"{path}-wal") // page_size
+        ):
             frames *= 4
-            pages = _LatestPages(log, page_size, frames)
-        trees = Trees(pages)
-        layout = current_layouts()["events"]
-        rows = (layout.row(record) for page in pages.frames for record in trees.records(page))
-        events = (salvaged_event(row) for row in rows if row is not None)
-        return max((event.seq for event in events if event is not None), default=0)
+            seqs = _seqs_of(log, page_size, frames)
+        return {seq for seq in seqs if seq > accepted}
     finally:
         log.close()
 
 
-class _LatestPages:
-    """The last pages of a log, without the database that it belongs to."""
+def _seqs_of(log: LogFrames, page_size: int, frames: int) -> list[int]:
+    layout = current_layouts()["events"]
+    seqs: list[int] = []
+    for transaction in log.committed(page_size, latest=frames):
+        pages = _PagesOf(log, page_size, transaction)
+        trees = Trees(pages)
+        rows = (layout.row(record) for page in pages.frames for record in trees.records(page))
+        events = (salvaged_event(row) for row in rows if row is not None)
+        seqs.append(max((event.seq for event in events if event is not None), default=0))
+    return seqs
 
-    def __init__(self, log: LogFrames, page_size: int, frames: int) -> None:
+
+class _PagesOf:
+    """The pages of one transaction in a log, without the database that it belongs to."""
+
+    def __init__(self, log: LogFrames, page_size: int, transaction: list[Frame]) -> None:
         self.usable = page_size
         self._log = log
-        self.frames = {
-            frame.page: frame.offset
-            for transaction in log.committed(page_size, latest=frames)
-            for frame in transaction
-        }
+        self.frames = {frame.page: frame.offset for frame in transaction}
         self.count = max(self.frames, default=0)
 
     def page(self, number: int) -> bytes | None:

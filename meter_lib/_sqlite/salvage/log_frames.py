@@ -89,6 +89,38 @@ class LogFrames:
                 return
             before = (said_1, said_2)
 
+    @classmethod
+    def erase_what_is_cut_off(cls, path: str, page_size: int) -> None:
+        """Put zeros in the place of all frames behind the first one that does not continue."""
+        log = cls(path)
+        try:
+            end = log._end_of_chain(page_size)
+        finally:
+            log.close()
+        file = os.open(f"{path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(file, bytes(max(0, log._size - end)), end)
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def _end_of_chain(self, page_size: int) -> int:
+        """Return where the last transaction ends that SQLite could see."""
+        magic, *_, sum_1, sum_2 = struct.unpack(">8I", self._header)
+        order = "<" if magic == _MAGIC else ">"
+        before, end = (sum_1, sum_2), _HEADER_BYTES
+        step = _FRAME_HEADER_BYTES + page_size
+        for offset in range(_HEADER_BYTES, self._size - step + 1, step):
+            frame = self.read(offset, step)
+            _, size_at_commit, *_, said_1, said_2 = struct.unpack_from(">6I", frame)
+            sums = _checksum(frame[:8] + frame[_FRAME_HEADER_BYTES:], before, order)
+            if frame[8:16] != self._header[16:24] or sums != (said_1, said_2):
+                break
+            before = sums
+            if size_at_commit:
+                end = offset + step
+        return end
+
     def _salts_of_frames(self, step: int) -> bytes:
         """Return what marks this generation of frames where the header does not say it."""
         before = b""
