@@ -117,6 +117,9 @@ def _create(path: str, timeout_seconds: float) -> None:
         meter_migrations.migrate(connection)
     finally:
         connection.close()
+    if file_bytes(f"{unfinished}-wal"):
+        # Closing does not tell that the log could not be brought into the file.
+        raise OutboxUnavailable(f"{path} cannot be made: the disk failed to write")
     sync_file(unfinished)
     # Left of a file that is gone, and would be taken for those of the new one.
     for ending in ("-journal", "-wal", "-shm"):
