@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format docs soak bench mutants wheel clean
+.PHONY: help setup demo test torture check lint format docs soak bench mutants wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ demo: setup ## record a week of usage offline, deliver it over a crash, and prov
 
 test: setup ## run the tests
 	$(BIN)/pytest -q -n 2 $(ARGS)
+
+torture: setup ## the tests of durability, twelve times as long: some ten minutes
+	TORTURE_FACTOR=12 $(BIN)/pytest -q -n 2 tests/durability $(ARGS)
 
 check: lint test ## formatting, lint, types, layers, then the tests
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
 from meter_lib.errors import OutboxUnavailable
 
-__all__ = ["file_system_type", "is_network", "refuse_network"]
+__all__ = ["FileSystem", "file_system_of", "file_system_type", "is_network", "refuse_network"]
 
 _MOUNTS = "/proc/self/mountinfo"
 _NETWORK_TYPES = frozenset(
@@ -49,29 +50,39 @@ _NETWORK_TYPES = frozenset(
 )
 
 
-def file_system_type(path: str) -> str:
-    """Return the type of the file system that holds `path`, "" where the system does not tell.
+class FileSystem(NamedTuple):
+    """A file system. Texts are empty where the system does not tell."""
 
-    Nothing need be at the path yet.
-    """
+    type: str
+    options: str
+    """What it is mounted with."""
+
+
+def file_system_of(path: str) -> FileSystem:
+    """Return the file system that holds `path`. Nothing need be at the path yet."""
     try:
         with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
             lines = mounts.readlines()
     except OSError:
-        return ""
+        return FileSystem("", "")
     path = os.path.join(os.path.realpath(path), "")
-    longest, kind = "", ""
+    longest, found = "", FileSystem("", "")
     for line in lines:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        if len(fields) < 5 or not after:
+        if len(fields) < 6 or not after:
             continue
         # Blanks and the like are written as octal numbers.
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
         # Of two at the same place, the later one hides the other.
         if path.startswith(os.path.join(point, "")) and len(point) >= len(longest):
-            longest, kind = point, after.split(" ")[0]
-    return kind
+            longest, found = point, FileSystem(after.split(" ")[0], fields[5])
+    return found
+
+
+def file_system_type(path: str) -> str:
+    """Return the type of the file system that holds `path`, "" where the system does not tell."""
+    return file_system_of(path).type
 
 
 def is_network(kind: str) -> bool:

@@ -14,6 +14,7 @@ from meter_worker.cli.meters import meters
 from meter_worker.cli.migrate import migrate
 from meter_worker.cli.post import post
 from meter_worker.cli.status import status
+from meter_worker.cli.torture import torture
 
 
 @click.group(
@@ -48,5 +49,6 @@ for _command in (
     migrate,
     sandbox,
     demo,
+    torture,
 ):
     main.add_command(_command)
