@@ -77,14 +77,6 @@ def test_an_image_can_be_built_again(tmp_path: Path) -> None:
     assert len({str(image.tree) for image in first}) > 5
 
 
-TAKEN_FOR_DAMAGE = pytest.mark.xfail(
-    strict=True,
-    reason="a commit that was under way, and is in the log in part or not yet published, is taken"
-    " for damage of the log where its last frame is there",
-)
-
-
-@TAKEN_FOR_DAMAGE
 def test_a_torn_commit_is_not_taken_for_damage(tmp_path: Path) -> None:
     """Where all of a commit but one write is on the disk, there is nothing to set aside."""
     recording = recording_of(tmp_path, command("lone", place(tmp_path)))
@@ -108,7 +100,6 @@ def test_a_torn_commit_is_not_taken_for_damage(tmp_path: Path) -> None:
     assert aside == []
 
 
-@TAKEN_FOR_DAMAGE
 def test_a_killed_commit_is_not_taken_for_damage_while_others_post(tmp_path: Path) -> None:
     """A program killed during its sync leaves the outbox whole for those who have it open."""
     path = str(tmp_path / "outbox.db")
@@ -138,7 +129,12 @@ def test_it_shows_what_is_lost_at_durability_normal(tmp_path: Path) -> None:
     recording = recording_of(tmp_path, command("lone", place(tmp_path), durability="normal"))
     wrong = verdicts(recording.trace, recording.operations, count=120)
     assert sum(bool(lost) for lost, _, _ in wrong) > 40
-    assert [faults for _, faults, _ in wrong if faults] == []
+    # What stands behind a hole in the log is salvaged: the outbox is set aside for that.
+    others = [
+        [fault for fault in faults if not fault.endswith("was set aside as damaged")]
+        for _, faults, _ in wrong
+    ]
+    assert [faults for faults in others if faults] == []
 
 
 def test_it_shows_what_is_damaged_without_any_sync(tmp_path: Path) -> None:

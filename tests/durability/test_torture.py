@@ -93,11 +93,6 @@ def test_half_a_batch_is_seen(outbox_path: str, promised: Promised) -> None:
     assert any(" only " in fault for fault in examine(outbox_path, promised).faults)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="now and then a commit that was killed while others post is taken for damage of the log"
-    " (test_crash_images.py has it without luck), and then acknowledged events may be lost",
-)
 def test_no_kill_loses_an_acknowledged_event(tmp_path: Path) -> None:
     """Processes that post, deliver, bury, replay and purge are killed at any moment, one by one."""
     for seed in range(FACTOR):
