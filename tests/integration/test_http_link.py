@@ -385,7 +385,8 @@ def test_a_bomb_of_many_parts_is_not_unpacked(serving: Serving, link_with: LinkW
 @pytest.mark.parametrize(
     ("coding", "body", "words"),
     [
-        ("gzip", gzip.compress(b"x" * 999)[:-9], "the answer was packed, and cut short"),
+        # Without the time in it: it would be part of the test's name.
+        ("gzip", gzip.compress(b"x" * 999, mtime=0)[:-9], "the answer was packed, and cut short"),
         ("gzip", b"no gzip", "the answer cannot be unpacked: "),
         ("deflate", b"\x08no deflate", "the answer cannot be unpacked: "),
         ("br", b"x", "the answer is in an encoding that was not asked for"),

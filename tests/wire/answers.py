@@ -759,7 +759,9 @@ GATEWAYS = [
         "gzip by a gateway",
         2,
         answer(
-            200, gzip.compress(json.dumps(offsets(K_OK, K_OK)).encode()), "Content-Encoding: gzip"
+            200,
+            gzip.compress(json.dumps(offsets(K_OK, K_OK)).encode(), mtime=0),
+            "Content-Encoding: gzip",
         ),
         "DD",
         ("success",),
@@ -961,7 +963,7 @@ BROKEN = [
     Canned(
         "half of a gzip",
         1,
-        answer(200, gzip.compress(WHOLE)[:-9], "Content-Encoding: gzip"),
+        answer(200, gzip.compress(WHOLE, mtime=0)[:-9], "Content-Encoding: gzip"),
         "outage",
     ),
     Canned("no gzip", 2, answer(200, WHOLE, "Content-Encoding: gzip"), "outage"),
@@ -969,7 +971,7 @@ BROKEN = [
     Canned(
         "a bomb",
         1,
-        answer(200, gzip.compress(bytes(8_000_000)), "Content-Encoding: gzip"),
+        answer(200, gzip.compress(bytes(8_000_000), mtime=0), "Content-Encoding: gzip"),
         "outage",
     ),
     Canned("SSH", 1, b"SSH-2.0-OpenSSH_9.6\r\n", "outage"),
