@@ -106,14 +106,17 @@ class MeterClient:
 
         The end is recorded however the block is left. Yields the receipt of the
         start. Raises as `post` does; where the start cannot be recorded the block is
-        not run.
+        not run. The time between both is what has passed, whatever happens to the wall clock.
         """
         ids = tenant_id, device_id, meter_id
-        started = self._append([session_event(*ids, start_time=self._clock.now())])
+        start_time, began_at = self._clock.now(), self._clock.uptime().milliseconds
+        started = self._append([session_event(*ids, start_time=start_time)])
         try:
             yield started[0]
         finally:
-            self._append([session_event(*ids, end_time=self._clock.now())])
+            # How long it lasted is what is billed: no setting of the wall clock changes that.
+            lasted = self._clock.uptime().milliseconds - began_at
+            self._append([session_event(*ids, end_time=start_time + lasted)])
 
     def close(self) -> None:
         """Let go of the outbox. Nothing has to be flushed: every receipt stands for a commit."""
@@ -134,7 +137,7 @@ class MeterClient:
         return f"MeterClient(outbox={self._outbox.location!r})"
 
     def _append(self, events: list[UsageEvent]) -> list[Receipt]:
-        receipts = self._outbox.append(events, now=self._clock.now())
+        receipts = self._outbox.append(events, now=self._clock.now(), uptime=self._clock.uptime())
         for event in events:
             warn_once_if_unknown(event.meter_id)
         return receipts

@@ -1,11 +1,49 @@
-"""The two clocks: one that says when something happened, one that says how long to wait."""
+"""The clocks: when something happened, how long to wait, and how far either can be believed."""
 
 from __future__ import annotations
 
+import functools
+import os
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-__all__ = ["Clock", "SystemClock"]
+from meter_lib.usage import digest
+
+__all__ = ["FIRST_POSSIBLE_TIME", "Clock", "ClockReading", "SystemClock", "Uptime"]
+
+# The start of 2025, before any release of this library: a clock that shows an earlier time is
+# wrong. It never changes, or what was sent under one version would be sent otherwise under the
+# next.
+FIRST_POSSIBLE_TIME = 1_735_689_600_000
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+# A container may have a boot clock of its own.
+_BOOT_CLOCK_NAMESPACE = "/proc/self/ns/time"
+_SYSTEMD_MARK = "/run/systemd/timesync/synchronized"
+_TIME_ERROR = 5  # what adjtimex(2) returns for a clock that nobody keeps right
+_LARGEST_TIMEX_BYTES = 512
+# Goes on while the machine sleeps, where there is such a clock.
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Uptime(NamedTuple):
+    """How long a machine has been running: no setting of the wall clock changes it."""
+
+    milliseconds: int
+    boot: int | None
+    """Which boot it is counted from; None where the system does not tell: then it can be
+    compared only within this process."""
+
+
+class ClockReading(NamedTuple):
+    """Both clocks of one moment, and what the wall clock is worth."""
+
+    now: int
+    uptime: Uptime
+    synchronised: bool
+    """Something keeps the wall clock right."""
+    unsynchronised_until: int | None
+    """Milliseconds of uptime: until then nothing did, in this boot, where that is known."""
 
 
 class Clock(Protocol):
@@ -15,12 +53,23 @@ class Clock(Protocol):
         """Return the wall time, milliseconds since the Unix epoch; it may jump either way."""
         ...
 
+    def uptime(self) -> Uptime:
+        """Return how long the machine has been running."""
+        ...
+
+    def is_synchronised(self) -> bool | None:
+        """Return whether something keeps the wall clock right, None where that is not known."""
+        ...
+
     def steady(self) -> int:
         """Return milliseconds on a time line that never jumps while this process lives.
 
-        It starts at the wall time, so that what is stored of it can be read by the
-        next process; whoever reads it there must expect a jump in between.
+        It starts at the wall time, until `follow` says otherwise.
         """
+        ...
+
+    def follow(self, offset: int) -> None:
+        """Let the time line be the uptime plus so many milliseconds from now on."""
         ...
 
 
@@ -28,12 +77,53 @@ class SystemClock:
     """The clocks of this machine."""
 
     def __init__(self) -> None:
-        self._start = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
+        self._offset = self.now() - _uptime_milliseconds()
 
     def now(self) -> int:
         """Return the wall time, milliseconds since the Unix epoch."""
         return time.time_ns() // 1_000_000
 
+    def uptime(self) -> Uptime:
+        """Return how long the machine has been running, sleep included where the system can."""
+        return Uptime(_uptime_milliseconds(), _boot())
+
+    def is_synchronised(self) -> bool | None:
+        """Return what systemd or the kernel says, or None where neither does."""
+        if os.path.exists(_SYSTEMD_MARK):
+            return True
+        # Only those who deliver ask, and a host that records need not wait for it.
+        import ctypes  # noqa: PLC0415  # see above
+
+        try:
+            # All zero, it asks and changes nothing.
+            state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_LARGEST_TIMEX_BYTES))
+        except (OSError, AttributeError):
+            return None
+        return None if state < 0 else bool(state != _TIME_ERROR)
+
     def steady(self) -> int:
-        """Return the wall time at construction plus what has passed since."""
-        return self._start + time.monotonic_ns() // 1_000_000
+        """Return the uptime plus an offset: the wall time at construction, or what it follows."""
+        return self._offset + _uptime_milliseconds()
+
+    def follow(self, offset: int) -> None:
+        """Let the time line be the uptime plus so many milliseconds from now on."""
+        self._offset = offset
+
+
+def _uptime_milliseconds() -> int:
+    return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
+
+
+@functools.lru_cache(maxsize=1)
+def _boot() -> int | None:
+    """Return a number that is this boot's own, or None where the system does not name it."""
+    try:
+        with open(_BOOT_ID, encoding="ascii") as boot_id:
+            name = boot_id.read().strip()
+    except OSError:
+        return None
+    try:
+        name += os.readlink(_BOOT_CLOCK_NAMESPACE)
+    except OSError:  # an older kernel: all containers share one boot clock
+        pass
+    return int.from_bytes(digest(name)[:8], "big", signed=True)

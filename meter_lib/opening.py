@@ -28,4 +28,5 @@ def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
         max_bytes=settings.max_bytes,
         durability=settings.durability,
         read_only=read_only,
+        drops_oldest=settings.when_full == "drop-oldest",
     )

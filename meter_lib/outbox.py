@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 from meter_lib.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from meter_lib.clock import ClockReading, Uptime
     from meter_lib.usage import UsageEvent
 
 __all__ = [
@@ -51,13 +52,16 @@ class Receipt(TypedDict):
 class Recorder(Protocol):
     """The part that takes events in."""
 
-    def append(self, events: Sequence[UsageEvent], *, now: int) -> list[Receipt]:
+    def append(
+        self, events: Sequence[UsageEvent], *, now: int, uptime: Uptime | None = None
+    ) -> list[Receipt]:
         """Record all of `events` or none, in their order, and return a receipt for each.
 
         On return they are durable: synced to the disk, as the durability asked for
-        has it. `now` becomes the event time of those that name none. Raises
-        `KeyConflict` where a caller's key is known with other content, and
-        `OutboxFull` at the limit.
+        has it. `now` becomes the event time of those that name none; with the `uptime` of
+        the same moment, it can be corrected as long as the boot lasts, should the clock
+        turn out to be wrong. Raises `KeyConflict` where a caller's key is known with other
+        content, and `OutboxFull` at the limit.
         """
         ...
 
@@ -87,6 +91,10 @@ class DueEvent(NamedTuple):
     """Nobody has set it aside so far."""
     held: bool
     """True where an earlier event of its stream waits: it must queue behind that one."""
+    recorded_time: int | None = None
+    """What our clock showed when it was recorded, where the event time was corrected since."""
+    clock_uncertain: bool = False
+    """The event time is our clock's own, which cannot have been right, and not corrected."""
 
 
 class Unanswered(NamedTuple):
@@ -248,6 +256,24 @@ class Delivery(Protocol):
 
         Delivered events also mark the link `events` as up. Not synced: what a power
         cut undoes here is delivered again under the same key.
+        """
+        ...
+
+    def resume_waits(self, *, now: int, uptime: Uptime) -> int:
+        """Return what is to be added to the uptime for the time line that waits are on.
+
+        It is the same for all of a boot, so that no setting of the wall clock makes a wait
+        longer or shorter. In another boot than the one they were set in, waits for peers
+        last no longer than they were meant to, and streams are due at once.
+        """
+        ...
+
+    def correct_times(self, reading: ClockReading, *, keep: Collection[int]) -> int:
+        """Correct event times that this outbox's own clock gave while it was wrong.
+
+        Those of this boot, which the wall clock as it is now contradicts; see
+        `DueEvent.recorded_time`. Never what a caller gave, what was sent before or may have
+        been, or the seqs to `keep`. Returns how many; what was read of them is then stale.
         """
         ...
 

@@ -10,6 +10,7 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from meter_lib.clock import Uptime
 from meter_worker.backend import (
     AccountFound,
     Answered,
@@ -34,9 +35,15 @@ Answer: TypeAlias = "Outcome | Callable[[Request], Outcome]"
 class ManualClock:
     """A clock that stands still until a test moves it."""
 
-    def __init__(self, now: int = NOON) -> None:
+    def __init__(self, now: int = NOON, *, boot: int = 1) -> None:
         self._now = now
-        self._steady = now
+        self._uptime = Uptime(60_000, boot)
+        self._offset = now - self._uptime.milliseconds
+        self.synchronised: bool | None = None
+
+    def is_synchronised(self) -> bool | None:
+        """Return what the test has set."""
+        return self.synchronised
 
     def now(self) -> int:
         """Return the wall time in milliseconds."""
@@ -44,16 +51,32 @@ class ManualClock:
 
     def steady(self) -> int:
         """Return the steady time in milliseconds."""
-        return self._steady
+        return self._offset + self._uptime.milliseconds
+
+    def uptime(self) -> Uptime:
+        """Return how long the machine has been running."""
+        return self._uptime
+
+    def follow(self, offset: int) -> None:
+        """Let the steady time be the uptime plus so many milliseconds."""
+        self._offset = offset
 
     def advance(self, seconds: float) -> None:
         """Let time pass, on both clocks."""
-        self._now += round(seconds * 1000)
-        self._steady += round(seconds * 1000)
+        milliseconds = round(seconds * 1000)
+        self._now += milliseconds
+        self._uptime = Uptime(self._uptime.milliseconds + milliseconds, self._uptime.boot)
 
     def advance_to(self, steady: int) -> None:
         """Let time pass until the steady clock shows this."""
-        self.advance((steady - self._steady) / 1000)
+        self.advance((steady - self.steady()) / 1000)
+
+    def reboot(self, *, now: int) -> None:
+        """Come up again, with the wall clock at `now` and the uptime at the beginning."""
+        boot = (self._uptime.boot or 0) + 1
+        self._now = now
+        self._uptime = Uptime(5_000, boot)
+        self._offset = now - self._uptime.milliseconds
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock, as NTP does; the steady one does not care."""

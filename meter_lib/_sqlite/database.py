@@ -53,8 +53,8 @@ class Database(MendedFile):
     ) -> None:
         # SQLite names the log after the file that a link leads to; so must the locks be.
         self.path = os.path.realpath(path)
-        self._limits = limits_of(max_bytes)
-        self.max_log_bytes = self._limits.max_log_bytes
+        self.limits = limits_of(max_bytes)
+        self.max_log_bytes = self.limits.max_log_bytes
         self._durable_mode = "FULL" if durability == "full" else "NORMAL"
         self._read_only = read_only
         self.times_opened = 0
@@ -66,7 +66,7 @@ class Database(MendedFile):
         self._synchronous = ""
         self._write_lock: FairLock | None = None
         self._is_exclusive = False
-        self._reserve = Reserve(f"{self.path}.reserve", self._limits.reserve_bytes)
+        self._reserve = Reserve(f"{self.path}.reserve", self.limits.reserve_bytes)
         self._pages_until_look = 0
         self._hold = FlusherHold(f"{self.path}.flusher")
         watch(self)
@@ -251,7 +251,7 @@ class Database(MendedFile):
             empty_log(
                 connection,
                 self._place,
-                self._limits,
+                self.limits,
                 needed,
                 path=self.path,
                 patience_seconds=_CHECKPOINT_TIMEOUT_SECONDS,
@@ -260,7 +260,7 @@ class Database(MendedFile):
 
     def _leave_the_reserve(self, connection: sqlite3.Connection, needed: int) -> None:
         """Raise where new events would take pages that settling will need."""
-        left = pages_left(connection, self._limits)
+        left = pages_left(connection, self.limits)
         if left < needed:
             raise OutboxFull(
                 f"{self.path} is full: its limit (METER_MAX_BYTES) is reached; nothing was recorded"
@@ -272,7 +272,7 @@ class Database(MendedFile):
         connection.execute("PRAGMA busy_timeout = 0")
         try:
             if self._place is not None:
-                give_space_back(connection, self._place, self._limits)
+                give_space_back(connection, self._place, self.limits)
         except sqlite3.Error as error:
             self._undo(connection, error)
         finally:
@@ -300,7 +300,7 @@ class Database(MendedFile):
             connection = open_read_only(self.path, timeout_seconds=_LOCK_TIMEOUT_SECONDS)
         else:
             connection = open_or_create(
-                self.path, self._limits, timeout_seconds=_LOCK_TIMEOUT_SECONDS
+                self.path, self.limits, timeout_seconds=_LOCK_TIMEOUT_SECONDS
             )
         try:
             self._place = Place(self.path)

@@ -35,7 +35,8 @@ _SETTLE_LOG_BYTES = 4096
 _REQUEST_LOG_BYTES = 4096
 _SEQ_LOG_BYTES = 48
 
-# A due event, read from events AS e, streams AS s and outbox AS o; whether it is held follows.
+# A due event, read from events AS e, streams AS s and outbox AS o; whether it is held, and what
+# is to be said of its time, follow.
 # `o.id = 1` belongs to it: not told that there is one row of the outbox, SQLite reads and sorts
 # the whole backlog.
 _EVENT = """
@@ -43,6 +44,7 @@ _EVENT = """
     e.total_usage, e.payload, e.attempts, e.customer_id, e.lone_refusal,
     coalesce(abs(e.lone_refusal) <= o.proven_to, 0), e.state = 'pending'
 """
+_TIME = "CASE e.clock WHEN 3 THEN e.recorded_at END, e.clock = 2"
 
 
 class SqliteDelivery(SqlitePeers):
@@ -101,7 +103,7 @@ class SqliteDelivery(SqlitePeers):
             for first, last in ((-_FOREVER, now), (now + _LONGEST_HOLD_MILLISECONDS + 1, _FOREVER)):
                 waiting = connection.execute(
                     f"""
-                    SELECT {_EVENT}, 0
+                    SELECT {_EVENT}, 0, {_TIME}
                     FROM outbox AS o
                     CROSS JOIN streams AS s
                     CROSS JOIN events AS e ON e.stream_id = s.stream_id AND e.state = 'deferred'
@@ -117,7 +119,7 @@ class SqliteDelivery(SqlitePeers):
                     return events
             untouched = connection.execute(
                 f"""
-                SELECT {_EVENT}, s.held_until IS NOT NULL
+                SELECT {_EVENT}, s.held_until IS NOT NULL, {_TIME}
                 FROM outbox AS o
                 CROSS JOIN events AS e
                 CROSS JOIN streams AS s ON s.stream_id = e.stream_id
@@ -135,7 +137,7 @@ class SqliteDelivery(SqlitePeers):
         with self._database.read() as connection:
             rows = connection.execute(
                 f"""
-                SELECT {_EVENT}, 0
+                SELECT {_EVENT}, 0, {_TIME}
                 FROM outbox AS o
                 CROSS JOIN events AS e
                 CROSS JOIN streams AS s ON s.stream_id = e.stream_id
@@ -165,7 +167,7 @@ class SqliteDelivery(SqlitePeers):
             for key, customer_id, seqs in read_unanswered(connection):
                 rows = connection.execute(
                     f"""
-                    SELECT {_EVENT}, 0
+                    SELECT {_EVENT}, 0, {_TIME}
                     FROM outbox AS o
                     CROSS JOIN json_each(?) AS sent
                     CROSS JOIN events AS e ON e.seq = sent.value
@@ -234,8 +236,9 @@ class SqliteDelivery(SqlitePeers):
 
 
 def _event(row: tuple[Any, ...]) -> DueEvent:
-    # SQLite knows no booleans: the last three are 0 or 1.
-    return DueEvent(*row[:-3], *map(bool, row[-3:]))
+    # SQLite knows no booleans: the last five, save the recorded time among them, are 0 or 1.
+    *given, proven, fresh, held, recorded_time, uncertain = row
+    return DueEvent(*given, bool(proven), bool(fresh), bool(held), recorded_time, bool(uncertain))
 
 
 def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) -> int:

@@ -10,31 +10,39 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meter_lib.errors import OutboxUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from meter_lib.clock import Uptime
     from meter_lib.outbox import Receipt
     from meter_lib.usage import UsageEvent
 
-__all__ = ["Post", "PostQueue"]
+__all__ = ["Moment", "Post", "PostQueue"]
 
 # Enough to share a sync among all the threads that a program has; few enough for the log of
 # the smallest outbox.
 _MOST_POSTS_A_COMMIT = 128
 
 
+class Moment(NamedTuple):
+    """When a post was made, by both clocks."""
+
+    now: int
+    uptime: Uptime | None
+
+
 class Post:
     """Events of one call, and what became of them: `receipts` or `error`."""
 
-    __slots__ = ("error", "events", "now", "receipts", "thread", "woken")
+    __slots__ = ("at", "error", "events", "receipts", "thread", "woken")
 
-    def __init__(self, events: Sequence[UsageEvent], now: int, thread: int) -> None:
+    def __init__(self, events: Sequence[UsageEvent], at: Moment, thread: int) -> None:
         self.events = events
-        self.now = now
+        self.at = at
         self.thread = thread
         self.receipts: list[Receipt] | None = None
         self.error: Exception | None = None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from meter_lib._sqlite.boots import FROM_CALLER, enter_boot, time_source
 from meter_lib._sqlite.connection import transaction
+from meter_lib._sqlite.dropping import DropLog, drop_oldest
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.limits import PAGE_BYTES
-from meter_lib._sqlite.post_queue import Post, PostQueue
+from meter_lib._sqlite.post_queue import Moment, Post, PostQueue
 from meter_lib.errors import KeyConflict, MeterError, OutboxFull, OutboxUnavailable
 from meter_lib.usage import digest
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meter_lib._sqlite.database import Database
+    from meter_lib.clock import Uptime
     from meter_lib.outbox import Receipt
     from meter_lib.usage import UsageEvent
 
@@ -42,35 +45,50 @@ _Stream = tuple[str, str, str]
 
 # Without a seq it takes the next one.
 _INSERT = """
-    INSERT INTO events (seq, stream_id, idempotency_key, event_time,
-                        recorded_at, total_usage, payload)
+    INSERT INTO events (seq, stream_id, idempotency_key, event_time, recorded_at, recorded_boot,
+                        recorded_uptime, clock, total_usage, payload)
     VALUES (coalesce(?, 1 + (SELECT max(last_seq, coalesce((SELECT max(seq) FROM events), 0))
-                             FROM outbox)), ?, ?, ?, ?, ?, ?)
+                             FROM outbox)), ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+
+
+class _Boot(NamedTuple):
+    """A boot that the outbox knows of."""
+
+    number: int
+    earlier_at: int | None
+    """The latest time that the wall clock is known to have shown before it."""
 
 
 class SqliteRecorder:
     """The recording part of an outbox in a SQLite file."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, drops_oldest: bool) -> None:
         self._database = database
+        self._drops_oldest = drops_oldest
+        self._drop_log = DropLog()
+        self._dropped_to = 0
         self._streams: dict[_Stream, int] = {}
         # They are of the file that this opening found; the next one may find another.
         self._streams_of = 0
+        self._boot: _Boot | None = None
         self._queue = PostQueue(self._record_together)
         # Threads that waited when the process forked are not there in the child.
         self._queue_of = os.getpid()
 
-    def append(self, events: Sequence[UsageEvent], *, now: int) -> list[Receipt]:
+    def append(
+        self, events: Sequence[UsageEvent], *, now: int, uptime: Uptime | None = None
+    ) -> list[Receipt]:
         """Record all of `events` or none; see `Recorder.append`."""
+        at = Moment(now, uptime)
         thread = threading.get_ident()
         if thread == threading.main_thread().ident:
             # Signal handlers run in this thread only. It waits for no post of another thread,
             # and none for it: a handler that interrupts it leaves nobody stuck.
-            return self._record(events, now)
+            return self._record(events, at)
         if self._queue_of != os.getpid():
             self._queue, self._queue_of = PostQueue(self._record_together), os.getpid()
-        post = Post(events, now, thread)
+        post = Post(events, at, thread)
         self._queue.add(post)
         if post.error is not None:
             raise post.error
@@ -83,14 +101,14 @@ class SqliteRecorder:
                 return self._record_in_one_commit(posts)
         for post in posts:
             try:
-                post.receipts = self._record(post.events, post.now)
+                post.receipts = self._record(post.events, post.at)
             except MeterError as error:
                 post.error = error
         return None
 
     def _record_in_one_commit(self, posts: Sequence[Post]) -> None:
         log_bytes = _log_bytes([event for post in posts for event in post.events])
-        batches = [(post.events, post.now) for post in posts]
+        batches = [(post.events, post.at) for post in posts]
         try:
             receipts = self._database.capture(
                 lambda connection: self._record_all(connection, batches),
@@ -107,67 +125,109 @@ class SqliteRecorder:
             for post, its_receipts in zip(posts, receipts, strict=True):
                 post.receipts = its_receipts
 
-    def _record(self, events: Sequence[UsageEvent], now: int) -> list[Receipt]:
+    def _record(self, events: Sequence[UsageEvent], at: Moment) -> list[Receipt]:
         """Record the events in a commit of their own."""
-        if len(events) == 1 and events[0].idempotency_key is None:
-            event = events[0]
-
-            def record(connection: sqlite3.Connection) -> list[Receipt]:
-                stream_id = self._known_streams().get(
-                    (event.tenant_id, event.device_id, event.meter_id)
-                )
-                if stream_id is None:
-                    return self._record_all(connection, [(events, now)])[0]
-                key = os.urandom(16).hex()
-                event_time = event.event_time(now)
-                # One statement is its own transaction, which saves a third of the time that
-                # is not the disk's.
-                connection.execute(
-                    _INSERT,
-                    (None, stream_id, key, event_time, now, event.total_usage, event.payload),
-                )
-                return [{"status": "queued", "idempotency_key": key, "event_time": event_time}]
-
+        try:
+            if len(events) == 1 and events[0].idempotency_key is None:
+                return self._record_one(events[0], at)
+            log_bytes = _log_bytes(events)
             return self._database.capture(
-                record,
-                log_bytes=_LARGEST_LOG_BYTES,
-                # No character takes more than four bytes.
-                pages=2 + 4 * len(event.payload) // PAGE_BYTES,
+                lambda connection: self._record_all(connection, [(events, at)])[0],
+                log_bytes=log_bytes,
+                pages=log_bytes // PAGE_BYTES,
             )
-        log_bytes = _log_bytes(events)
+        except OutboxFull:
+            if not self._drops_oldest:
+                raise
+        return self._record_instead_of_oldest(events, at)
+
+    def _record_one(self, event: UsageEvent, at: Moment) -> list[Receipt]:
+        def record(connection: sqlite3.Connection) -> list[Receipt]:
+            stream_id = self._known_streams().get(
+                (event.tenant_id, event.device_id, event.meter_id)
+            )
+            if stream_id is None or not self._is_in_boot(at):
+                return self._record_all(connection, [([event], at)])[0]
+            key = os.urandom(16).hex()
+            event_time = event.event_time(at.now)
+            # One statement is its own transaction, which saves a third of the time that
+            # is not the disk's.
+            connection.execute(
+                _INSERT,
+                (
+                    None,
+                    stream_id,
+                    key,
+                    event_time,
+                    *_clock_columns(event, at, self._boot),
+                    event.total_usage,
+                    event.payload,
+                ),
+            )
+            return [{"status": "queued", "idempotency_key": key, "event_time": event_time}]
+
         return self._database.capture(
-            lambda connection: self._record_all(connection, [(events, now)])[0],
-            log_bytes=log_bytes,
-            pages=log_bytes // PAGE_BYTES,
+            record,
+            log_bytes=_LARGEST_LOG_BYTES,
+            # No character takes more than four bytes.
+            pages=2 + 4 * len(event.payload) // PAGE_BYTES,
         )
 
+    def _record_instead_of_oldest(self, events: Sequence[UsageEvent], at: Moment) -> list[Receipt]:
+        log_bytes = _log_bytes(events)
+        receipts = self._database.capture(
+            lambda connection: self._record_all(
+                connection, [(events, at)], make_room=log_bytes // PAGE_BYTES
+            ),
+            # Dropping goes through the log as well.
+            log_bytes=log_bytes + self._database.max_log_bytes // 3,
+            pages=0,
+        )
+        self._drop_log.say(self._database.path)
+        return receipts[0]
+
     def _record_all(
-        self, connection: sqlite3.Connection, batches: Sequence[tuple[Sequence[UsageEvent], int]]
+        self,
+        connection: sqlite3.Connection,
+        batches: Sequence[tuple[Sequence[UsageEvent], Moment]],
+        *,
+        make_room: int = 0,
     ) -> list[list[Receipt]]:
         new_streams: dict[_Stream, int] = {}
+        dropped = None
         with transaction(connection):
-            receipts = self._insert(connection, batches, new_streams)
+            streams = self._known_streams()
+            if make_room:
+                limits = self._database.limits
+                dropped = drop_oldest(connection, limits, pages=make_room, after=self._dropped_to)
+            boot = _enter_boot(connection, self._boot, batches[0][1])
+            receipts = self._insert(connection, batches, streams, new_streams, boot)
         # Only now: a number from a transaction that was undone would be wrong.
-        if len(self._streams) + len(new_streams) > _MOST_REMEMBERED_STREAMS:
-            self._streams.clear()
-        self._streams.update(new_streams)
+        if dropped is not None:
+            self._dropped_to = dropped.up_to
+            self._drop_log.add(dropped)
+        self._boot = boot
+        if len(streams) + len(new_streams) > _MOST_REMEMBERED_STREAMS:
+            streams.clear()
+        streams.update(new_streams)
         return receipts
 
     def _insert(
         self,
         connection: sqlite3.Connection,
-        batches: Sequence[tuple[Sequence[UsageEvent], int]],
+        batches: Sequence[tuple[Sequence[UsageEvent], Moment]],
+        streams: dict[_Stream, int],
         new_streams: dict[_Stream, int],
+        boot: _Boot | None,
     ) -> list[list[Receipt]]:
         receipts: list[list[Receipt]] = []
         rows: list[tuple[object, ...]] = []
-        streams = self._known_streams()
         seq = accepted_events(connection)
-        for events, now in batches:
+        for events, at in batches:
             its_receipts: list[Receipt] = []
             receipts.append(its_receipts)
             for index, event in enumerate(events):
-                event_time = event.event_time(now)
+                event_time = event.event_time(at.now)
                 key = event.idempotency_key
                 if key is not None:
                     known = _known(connection, event, index)
@@ -183,8 +243,9 @@ class SqliteRecorder:
                     key = os.urandom(16).hex()
                 else:
                     _remember_key(connection, seq, event, event_time)
+                clock = _clock_columns(event, at, boot)
                 rows.append(
-                    (seq, stream_id, key, event_time, now, event.total_usage, event.payload)
+                    (seq, stream_id, key, event_time, *clock, event.total_usage, event.payload)
                 )
                 its_receipts.append(
                     {"status": "queued", "idempotency_key": key, "event_time": event_time}
@@ -192,10 +253,36 @@ class SqliteRecorder:
         connection.executemany(_INSERT, rows)
         return receipts
 
+    def _is_in_boot(self, at: Moment) -> bool:
+        """Return whether the outbox knows of the boot, if it can be known."""
+        if at.uptime is None or at.uptime.boot is None:
+            return True
+        return self._boot is not None and self._boot.number == at.uptime.boot
+
     def _known_streams(self) -> dict[_Stream, int]:
         if self._streams_of != self._database.times_opened:
             self._streams, self._streams_of = {}, self._database.times_opened
+            self._boot, self._dropped_to = None, 0
         return self._streams
+
+
+def _enter_boot(connection: sqlite3.Connection, known: _Boot | None, at: Moment) -> _Boot | None:
+    number = at.uptime.boot if at.uptime else None
+    if number is None or (known is not None and known.number == number):
+        return known
+    return _Boot(number, enter_boot(connection, number))
+
+
+def _clock_columns(
+    event: UsageEvent, at: Moment, boot: _Boot | None
+) -> tuple[int, int | None, int | None, int]:
+    """Return recorded_at, recorded_boot, recorded_uptime and clock of an event."""
+    in_boot = at.uptime.boot if at.uptime else None
+    uptime = at.uptime.milliseconds if at.uptime and in_boot is not None else None
+    source = FROM_CALLER
+    if event.timestamp is None and event.end_time is None and event.start_time is None:
+        source = time_source(at.now, boot.earlier_at if boot else None)
+    return at.now, in_boot, uptime, source
 
 
 def _stream_id(connection: sqlite3.Connection, stream: _Stream) -> int:

@@ -28,11 +28,13 @@ from meter_lib.outbox import Account, Burial, Link, Selector, Settlement
 from meter_lib.settings import SETTINGS, Settings
 from meter_worker.cli import main
 from meter_worker.importing import LineImport
+from tests.fakes import ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from meter_lib.clock import Uptime
     from meter_lib.outbox import DeadLetter, Outbox
 
 EVENT = {"tenant_id": "t", "device_id": "d", "meter_id": "page.processed.basic", "total_usage": 1}
@@ -628,22 +630,10 @@ class CountingRecorder:
         self._outbox = outbox
         self.sizes: list[int] = []
 
-    def append(self, events: Sequence[Any], *, now: int) -> list[Any]:
+    def append(self, events: Sequence[Any], *, now: int, uptime: Uptime | None = None) -> list[Any]:
         """Append, and take note."""
         self.sizes.append(len(events))
-        return self._outbox.append(events, now=now)
-
-
-class StoppedClock:
-    """A clock that stands still."""
-
-    def now(self) -> int:
-        """Return always the same."""
-        return TIME
-
-    def steady(self) -> int:
-        """Return always the same."""
-        return TIME
+        return self._outbox.append(events, now=now, uptime=uptime)
 
 
 def test_lines_are_recorded_in_commits_of_several_hundred(outbox: Outbox, tmp_path: Path) -> None:
@@ -651,7 +641,7 @@ def test_lines_are_recorded_in_commits_of_several_hundred(outbox: Outbox, tmp_pa
     recorder = CountingRecorder(outbox)
     lines = [EVENT] * 1200 + [EVENT | {"metadata": {"text": "x" * 8000}}] * 60
     with open(write_lines(tmp_path / "usage.jsonl", lines), "rb") as file:
-        list(LineImport(recorder, StoppedClock()).run(file))
+        list(LineImport(recorder, ManualClock(TIME)).run(file))
     assert recorder.sizes[:2] == [500, 500]
     assert sum(recorder.sizes) == 1260
     assert max(recorder.sizes[3:]) < 20

@@ -9,6 +9,7 @@ from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
 from meter_worker.accounts import CustomerAccounts
 from meter_worker.arrivals import Arrivals
+from meter_worker.clock_watch import ClockWatch
 from meter_worker.departures import Departures
 from meter_worker.flush_loop import FlushLoop
 from meter_worker.flusher import Flusher
@@ -30,10 +31,7 @@ __all__ = ["NOT_USED_YET", "flush_loop", "flusher_over"]
 _logger = logging.getLogger("meter_worker")
 
 # Checked like all settings, so that a slip shows at once; no part of this version asks for them.
-NOT_USED_YET = (
-    "dedupe_window",
-    "when_full",
-)
+NOT_USED_YET = ("dedupe_window",)
 
 
 def flush_loop(settings: Settings) -> FlushLoop:
@@ -127,6 +125,7 @@ def flusher_over(
         events,
         pace,
         clock,
+        ClockWatch(outbox, clock),
         max_in_flight=settings.max_in_flight,
     )
 

@@ -74,10 +74,13 @@ class BackgroundFlusher:
         False as well where only events remain that the backend refused, and nothing it
         accepts shows whether that is for good.
         """
-        started_at = SystemClock().steady()
+        clock = SystemClock()
         deadline = time.monotonic() + timeout
         outbox = open_outbox(self.settings)
         try:
+            # Told by the time line that attempts are noted on.
+            clock.follow(outbox.resume_waits(now=clock.now(), uptime=clock.uptime()))
+            started_at = clock.steady()
             while True:
                 status = outbox.status()
                 if status.pending == 0:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from meter_lib.outbox import Delivery
     from meter_worker.arrivals import Arrivals, Flight
     from meter_worker.backend import AccountAnswer, AccountsApi, Backend, Outcome
+    from meter_worker.clock_watch import ClockWatch
     from meter_worker.departures import Departures
     from meter_worker.links import LinkKeeper
     from meter_worker.pace import Pace
@@ -64,6 +65,7 @@ class Flusher:
         link: LinkKeeper,
         pace: Pace,
         clock: Clock,
+        clock_watch: ClockWatch,
         *,
         max_in_flight: int,
     ) -> None:
@@ -76,6 +78,7 @@ class Flusher:
         self._link = link
         self._pace = pace
         self._clock = clock
+        self._clock_watch = clock_watch
         self._max_in_flight = max_in_flight
         self._numbers = 0
         # Those that `start` has yet to return.
@@ -130,6 +133,8 @@ class Flusher:
         self._arrivals.write_down()
         if not self._restored:
             self._restore()
+        if self._clock_watch.look(keep=self._departures.again.seqs):
+            self._departures.window.forget()
         now = self._clock.steady()
         self._payers.refresh()
         paused_until = self._link.paused_until(now)

@@ -123,7 +123,11 @@ class LineImport:
     def _record(self, part: list[_Line]) -> None:
         # An interrupt between commit and count would make the count a lie.
         with _interrupts_deferred():
-            receipts = self._outbox.append([line.event for line in part], now=self._clock.now())
+            receipts = self._outbox.append(
+                [line.event for line in part],
+                now=self._clock.now(),
+                uptime=self._clock.uptime(),
+            )
             duplicates = sum(receipt["status"] == "duplicate" for receipt in receipts)
             self.duplicates += duplicates
             self.recorded += len(receipts) - duplicates

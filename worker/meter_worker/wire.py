@@ -25,13 +25,17 @@ _PLAIN_ASCII = "".join(chr(code) for code in range(0x20, 0x7F))
 def record_text(event: DueEvent, *, outbox_id: str, customer_id: str) -> str:
     """Return the JSON text of the event's record; `customer_id` is JSON text itself.
 
-    The same event gives the same text for ever, as long as its customer is the same.
+    The same event gives the same text for ever, as long as its customer is the same. Only
+    where our own clock was in trouble does it say so.
     """
+    clock = "" if event.recorded_time is None else f'"recorded_time":{event.recorded_time},'
+    if event.clock_uncertain:
+        clock = '"clock_uncertain":true,'
     return (
         f'{{"key":{_stream_key(event.tenant_id, event.device_id, event.meter_id)},'
         f'"value":{{"customer_id":{customer_id},'
         f'"idempotency_key":{json.dumps(event.idempotency_key)},'
-        f'"event_time":{event.event_time},"outbox_id":"{outbox_id}","seq":{event.seq},'
+        f'"event_time":{event.event_time},{clock}"outbox_id":"{outbox_id}","seq":{event.seq},'
         f"{event.payload[1:]}}}"
     )
 

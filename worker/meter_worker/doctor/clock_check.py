@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime as dt
-import os
 
 from meter_worker.doctor.finding import Finding
 
-__all__ = ["check_clock", "is_synchronised"]
+__all__ = ["check_clock"]
 
 # This version did not exist before.
 _FIRST_YEAR = 2026
 _LAST_YEAR = 2100
-_SYSTEMD_MARK = "/run/systemd/timesync/synchronized"
-_TIME_ERROR = 5  # what adjtimex(2) returns for a clock that nobody keeps right
-_LARGEST_TIMEX_BYTES = 512
-
-
-def is_synchronised() -> bool | None:
-    """Return whether something keeps the clock right, or None where the system does not tell."""
-    if os.path.exists(_SYSTEMD_MARK):
-        return True
-    try:
-        # All zero, it asks and changes nothing.
-        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_LARGEST_TIMEX_BYTES))
-    except (OSError, AttributeError):
-        return None
-    return None if state < 0 else state != _TIME_ERROR
 
 
 def check_clock(now: int, *, synchronised: bool | None) -> Finding:

@@ -11,7 +11,7 @@ from meter_lib.clock import SystemClock
 from meter_lib.errors import InvalidSetting, MeterError, OutboxMissing
 from meter_lib.opening import open_outbox
 from meter_lib.settings import default_outboxes
-from meter_worker.doctor.clock_check import check_clock, is_synchronised
+from meter_worker.doctor.clock_check import check_clock
 from meter_worker.doctor.file_checks import (
     check_file_system,
     check_permissions,
@@ -51,7 +51,8 @@ def examine(
     yield check_file_system(settings.outbox, allowed=settings.allow_network_fs)
     yield _space(settings)
     yield check_elsewhere(list(_others(settings)))
-    clock = check_clock(SystemClock().now(), synchronised=is_synchronised())
+    system = SystemClock()
+    clock = check_clock(system.now(), synchronised=system.is_synchronised())
     yield clock
     try:
         settings = load_for_delivery()
