@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -122,8 +123,7 @@ def _boot() -> int | None:
             name = boot_id.read().strip()
     except OSError:
         return None
-    try:
+    # Without it, an older kernel: all containers share one boot clock.
+    with contextlib.suppress(OSError):
         name += os.readlink(_BOOT_CLOCK_NAMESPACE)
-    except OSError:  # an older kernel: all containers share one boot clock
-        pass
     return int.from_bytes(digest(name)[:8], "big", signed=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 from meter_lib.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from meter_lib.clock import ClockReading, Uptime
     from meter_lib.usage import UsageEvent
@@ -248,6 +248,13 @@ class Delivery(Protocol):
         forgotten. Return how many lone refusals there have been: if something of these is
         accepted, it proves that many. Not synced: after a power cut their events are as
         they were before.
+        """
+        ...
+
+    def gone(self, seqs: Sequence[int]) -> set[int]:
+        """Return which of these events are no longer here: dropped to make room for others.
+
+        Of a request that was begun, none goes any more.
         """
         ...
 

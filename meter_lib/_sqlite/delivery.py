@@ -193,6 +193,18 @@ class SqliteDelivery(SqlitePeers):
             (refusals,) = connection.execute("SELECT lone_refusals FROM outbox").fetchone()
         return int(refusals)
 
+    def gone(self, seqs: Sequence[int]) -> set[int]:
+        """Return which of these events are no longer here; see `Delivery.gone`."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                """
+                SELECT value FROM json_each(?)
+                WHERE NOT EXISTS (SELECT 1 FROM events WHERE events.seq = json_each.value)
+                """,
+                (json.dumps(list(seqs)),),
+            ).fetchall()
+        return {int(seq) for (seq,) in rows}
+
     def queue(
         self, events: Sequence[DueEvent], *, until: int = 0, customer_id: str | None = None
     ) -> None:
@@ -238,7 +250,8 @@ class SqliteDelivery(SqlitePeers):
 def _event(row: tuple[Any, ...]) -> DueEvent:
     # SQLite knows no booleans: the last five, save the recorded time among them, are 0 or 1.
     *given, proven, fresh, held, recorded_time, uncertain = row
-    return DueEvent(*given, bool(proven), bool(fresh), bool(held), recorded_time, bool(uncertain))
+    flags = bool(proven), bool(fresh), bool(held), recorded_time, bool(uncertain)
+    return DueEvent._make([*given, *flags])
 
 
 def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) -> int:

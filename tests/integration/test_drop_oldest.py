@@ -9,6 +9,7 @@ from meter_lib._sqlite import SqliteOutbox
 from meter_lib.errors import OutboxFull
 from meter_lib.outbox import Burial, Settlement, Unanswered
 from meter_lib.usage import usage_event
+from tests.unit.flusher_bench import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,3 +81,25 @@ def test_without_it_a_full_outbox_refuses(tmp_path: Path) -> None:
         fill(outbox, 600)
     assert outbox.status().removed == 0
     outbox.close()
+
+
+def test_what_was_dropped_while_the_flusher_had_it_in_view_is_not_delivered(
+    tmp_path: Path,
+) -> None:
+    """It is in one place only, and counted there: among what was removed."""
+    bench = Bench(tmp_path / "outbox.db", batch_size=10, max_bytes=4 * MIB)
+    fill(bench.outbox, 40)
+    for call in bench.flusher.start():
+        bench.flusher.finish(call, call.make())
+    [call] = bench.flusher.start()
+    poster = SqliteOutbox(bench.path, max_bytes=4 * MIB, drops_oldest=True)
+    fill(poster, 600, start=40)
+    bench.flusher.finish(call, call.make())
+    bench.flush_all()
+
+    status = bench.outbox.status()
+    assert status.removed > 20
+    assert status.accepted == status.delivered + status.removed + status.pending == 640
+    assert (status.pending, len(bench.backend.stored)) == (0, status.delivered)
+    poster.close()
+    bench.outbox.close()

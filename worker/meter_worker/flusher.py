@@ -240,6 +240,15 @@ class Flusher:
             return
         try:
             proves = self._outbox.begin([parcel.unanswered() for parcel in parcels])
+            gone = self._outbox.gone([event.seq for one in parcels for event in one.events])
+            if gone:
+                # Dropped while they were in view, and counted: they must not be delivered too.
+                kept = [part for one in parcels if (part := one.without(gone))]
+                self._outbox.begin(
+                    [part.unanswered() for part in kept], forget=[one.key for one in parcels]
+                )
+                parcels = kept
+                self.sees_more = True
         except OutboxUnavailable:
             # Some of them may have been sent before.
             self._departures.again.put_first(parcels, unanswered=True)
