@@ -101,7 +101,9 @@ def test_each_python_example_runs(block: str, tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert (ran.returncode, ran.stderr) == (0, "")
+    # A flusher may come to say that nobody listens where these examples would deliver to.
+    said = [line for line in ran.stderr.splitlines() if "no delivery for" not in line]
+    assert (ran.returncode, said) == (0, [])
 
 
 @pytest.mark.parametrize("block", _blocks("console"))
