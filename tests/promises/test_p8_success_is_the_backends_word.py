@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
@@ -50,6 +50,16 @@ def test_nothing_else_is_taken_for_a_delivery(
     assert (status.pending, status.delivered, device.sandbox.distinct) == (0, 3, 3)
 
 
+def take_request(asked: BinaryIO) -> None:
+    """Read one request to its end, or the end of the connection."""
+    length = 0
+    while line := asked.readline().strip():
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    asked.read(length)
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -70,16 +80,14 @@ def test_a_200_counts_for_the_records_whose_entries_are_sound_only(
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     device.post("a", "b")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        answered = threading.Event()
 
         def answer() -> None:
             connection, _ = listening.accept()
-            with connection:
-                connection.recv(65_536)
+            with connection, connection.makefile("rb") as asked:
+                take_request(asked)
                 connection.sendall(head + body)
-                connection.recv(65_536)
-                answered.set()
-                connection.recv(65_536)
+                # What is asked next, if anything, gets no answer: the connection ends.
+                take_request(asked)
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
