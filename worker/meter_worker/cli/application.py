@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from meter_lib import __version__
+from meter_worker.cli.config import show_config
 from meter_worker.cli.dead_letters import dead_letters
 from meter_worker.cli.delivery import flush, worker
 from meter_worker.cli.doctor import doctor
@@ -45,6 +46,7 @@ for _command in (
     status,
     dead_letters,
     doctor,
+    show_config,
     meters,
     migrate,
     sandbox,
