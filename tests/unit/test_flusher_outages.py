@@ -376,3 +376,49 @@ def test_a_tenant_in_trouble_does_not_fill_the_view(bench_with: Callable[..., Be
         bench.wait()
     assert bench.backend.stored_keys == ["good"]
     assert bench.counts == {"pending": 30, "dead": 0, "delivered": 1, "refused": 0}
+
+
+def test_told_to_it_tries_again_before_the_pause_is_over(bench: Bench) -> None:
+    """An operator who knows better ends a pause that is our own."""
+    bench.post("a")
+    bench.backend.script(DOWN)
+    bench.flush_all()
+    bench.flusher.try_now()
+    assert bench.flush().delivered == 1
+
+
+def test_told_to_it_waits_as_long_as_the_backend_asked_and_no_longer(bench: Bench) -> None:
+    """Of a pause, what we have added to the Retry-After is left out."""
+    bench.post("a")
+    bench.backend.script(DOWN, DOWN, DOWN, DOWN, DOWN, Unavailable("HTTP 429", 5.0))
+    for _ in range(5):
+        bench.flush_all()
+        bench.wait()
+    bench.flush_all()
+    asked_until = bench.clock.steady() + 5000
+    bench.flusher.try_now()
+    assert bench.flush().next_at == asked_until
+    bench.clock.advance_to(asked_until)
+    assert bench.flush().delivered == 1
+
+
+def test_an_earlier_retry_after_does_not_outlive_its_outage(bench: Bench) -> None:
+    """What the backend asked for in an earlier outage binds nobody in the next."""
+    bench.post("a")
+    bench.backend.script(Unavailable("HTTP 429", 5.0), DOWN)
+    bench.flush_all()
+    bench.wait()
+    bench.flush_all()
+    bench.flusher.try_now()
+    assert bench.flush().delivered == 1
+
+
+def test_told_to_it_keeps_a_pause_that_an_earlier_process_has_set(bench: Bench) -> None:
+    """Nobody knows any more whether the backend asked for it."""
+    bench.post("a")
+    bench.backend.script(Unavailable("HTTP 429", 50.0))
+    bench.flush_all()
+    bench.restarted().try_now()
+    assert bench.flush().delivered == 0
+    bench.wait()
+    assert bench.flush().delivered == 1

@@ -99,6 +99,10 @@ class CustomerAccounts:
         """Which outage of the accounts API it is: note it with each question."""
         return self._link.outage
 
+    def try_now(self, now: int) -> int | None:
+        """End the pause of the accounts API, if it is our own; return until when it stays."""
+        return self._link.try_now(now)
+
     def answered(self, tenant_id: str, answer: AccountAnswer, *, sent_in: int) -> None:
         """Write down what the accounts API said of the tenant."""
         now = self._clock.steady()

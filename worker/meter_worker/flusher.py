@@ -14,6 +14,7 @@ side, and hands each answer to `finish`. It decides by this:
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from meter_lib.errors import OutboxUnavailable
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from meter_worker.payers import Payers, Question
 
 __all__ = ["Answer", "Call", "Flusher"]
+
+_logger = logging.getLogger("meter_worker")
 
 Answer: TypeAlias = "Outcome | AccountAnswer"
 
@@ -126,6 +129,21 @@ class Flusher:
         except OutboxUnavailable:
             self._departures.window.forget()
             raise
+
+    def try_now(self) -> None:
+        """End the pauses of the links, save those that a peer asked for: `start` has more to do.
+
+        Raises `OutboxUnavailable`; then it may be called again.
+        """
+        now = self._clock.steady()
+        pauses = {"events": self._link.try_now(now), "accounts": self._payers.try_now(now)}
+        for name, paused_until in pauses.items():
+            if paused_until is not None:
+                _logger.warning(
+                    "%s: the pause stays for %.1f s: the service or an earlier process wants it",
+                    name,
+                    (paused_until - now) / 1000,
+                )
 
     # -- what to do next --------------------------------------------------------------
 

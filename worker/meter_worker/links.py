@@ -44,6 +44,9 @@ class LinkKeeper:
         self._spread_seconds = spread_seconds
         longest = max(longest_wait_seconds, LONGEST_RETRY_AFTER_SECONDS) + spread_seconds
         self._longest_wait = 1000 * longest
+        # Until when the peer itself asked to be left alone, and which pause that is known of.
+        self._asked_until = 0
+        self._pause_set_here: int | None = None
         self.outage = 0
         """Which outage it is, in this process: note it with each request that is sent."""
 
@@ -58,6 +61,24 @@ class LinkKeeper:
         if next_attempt_at is None or not now < next_attempt_at <= now + self._longest_wait:
             return None
         return next_attempt_at
+
+    def try_now(self, now: int) -> int | None:
+        """End the pause, if it is our own; return until when it stays, or None for not at all.
+
+        What the peer asked for stays. So does the pause that an earlier process has set: who
+        wanted it is known to that process alone.
+        """
+        paused_until = self.paused_until(now)
+        if paused_until is None:
+            return None
+        stays = paused_until
+        if paused_until == self._pause_set_here:
+            stays = min(self._asked_until, paused_until)
+        if stays != paused_until:
+            link = self._outbox.link(self._name)
+            self._pause_set_here = stays if stays > now else None
+            self._outbox.set_link(link._replace(next_attempt_at=self._pause_set_here))
+        return stays if stays > now else None
 
     def succeeded(self, now: int) -> None:
         """Write that the peer answered, if it was down."""
@@ -81,12 +102,16 @@ class LinkKeeper:
         wait = self._policy.wait_seconds(failures, retry_after_seconds=outage.retry_after_seconds)
         wait += self._spread(down_since, lasted=(now - down_since) / 1000 + wait)
         next_attempt_at = now + round(wait * 1000)
+        asked_seconds = min(outage.retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)
+        asked_before = self._asked_until if is_same else 0
+        self._asked_until = max(asked_before, now + round(asked_seconds * 1000))
         if is_same:
             # It only lengthens the pause, where it was told to.
             asked_for = outage.retry_after_seconds is not None
             paused_until = link.next_attempt_at or next_attempt_at
             next_attempt_at = max(paused_until, next_attempt_at) if asked_for else paused_until
         self.outage += not is_same
+        self._pause_set_here = next_attempt_at
         self._outbox.set_link(
             link._replace(
                 failures=failures,
