@@ -15,6 +15,7 @@ from meter_worker.flush_loop import FlushLoop
 from meter_worker.flusher import Flusher
 from meter_worker.http_link import HttpLink
 from meter_worker.links import LinkKeeper
+from meter_worker.observed import ObservedBackend
 from meter_worker.pace import Pace
 from meter_worker.payers import Payers
 from meter_worker.rest_backend import RestAccounts, RestBackend
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from meter_lib.outbox import Delivery
     from meter_lib.settings import Settings
     from meter_worker.backend import AccountsApi, Backend
+    from meter_worker.observed import Observe
 
 __all__ = ["NOT_USED_YET", "flush_loop", "flusher_over"]
 
@@ -34,14 +36,17 @@ _logger = logging.getLogger("meter_worker")
 NOT_USED_YET = ("dedupe_window",)
 
 
-def flush_loop(settings: Settings) -> FlushLoop:
-    """Return the loop that delivers by these settings. Nothing is opened or connected yet."""
+def flush_loop(settings: Settings, *, observe: Observe | None = None) -> FlushLoop:
+    """Return the loop that delivers by these settings. Nothing is opened or connected yet.
+
+    `observe` is told of each request to the events API.
+    """
     for field in NOT_USED_YET:
         if settings.origins[field] != "default":
             _logger.warning("METER_%s is set, but this version does not use it", field.upper())
     clock = SystemClock()
     outbox = open_outbox(settings)
-    backend = RestBackend(
+    backend: Backend = RestBackend(
         _http_link(settings, settings.stream_token),
         stream_url=settings.stream_url,
         topic=settings.topic,
@@ -49,6 +54,8 @@ def flush_loop(settings: Settings) -> FlushLoop:
         clock=clock,
         dialect=settings.dialect,
     )
+    if observe is not None:
+        backend = ObservedBackend(backend, observe)
     if settings.portal_url is not None:
         accounts_api = RestAccounts(
             _http_link(settings, settings.api_key),

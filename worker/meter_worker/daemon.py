@@ -11,71 +11,143 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from meter_lib.errors import OutboxHeld
+from meter_lib.errors import InvalidSetting, OutboxHeld
+from meter_lib.settings import SETTINGS
 from meter_worker.assembly import flush_loop
+from meter_worker.health import Pulse
+from meter_worker.notify import ServiceManager
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
 
     from typing_extensions import Self
 
-    from meter_lib.outbox import Outbox
     from meter_lib.settings import Settings
     from meter_worker.flush_loop import FlushLoop
+    from meter_worker.observed import Observe
 
-__all__ = ["StopSignals", "run_worker"]
+__all__ = ["StopSignals", "Worker"]
 
 _logger = logging.getLogger("meter_worker")
 
 # A worker ends within 10 s of the signal; the rest is for the interpreter's own end.
 _STOP_SECONDS = 5.0
+# For requests under way when new settings come; what is broken off is sent again.
+_HAND_OVER_SECONDS = 10.0
 
 
-def run_worker(settings: Settings, *, wait: bool = True) -> bool:
-    """Deliver until SIGTERM or SIGINT; return False where delivery ended by itself, by a fault.
+class Worker:
+    """A loop in a thread, and what the main thread makes of each signal."""
 
-    Where another process holds the outbox, wait for its end, or without `wait` raise
-    `OutboxHeld`. To be called from the main thread. Does not return, but ends the
-    process with exit code 0, where something still hangs 5 s after the signal.
-    """
-    loop = flush_loop(settings)
-    _logger.info(
-        "worker %d starts: outbox %s, events to %s/topics/%s",
-        os.getpid(),
-        loop.outbox.location,
-        settings.stream_url,
-        settings.topic,
-    )
-    if not wait:
-        _hold(loop.outbox)
-    with StopSignals() as signals:
-        thread = _LoopThread(loop, signals)
+    def __init__(
+        self, settings: Settings, reload: Callable[[], Settings], *, observe: Observe | None = None
+    ) -> None:
+        """Set up a worker; nothing is opened or connected yet.
+
+        `reload` reads the settings again; it raises `InvalidSetting`. `observe` is told of each
+        request to the events API.
+        """
+        self.settings = settings
+        """Those that are in force."""
+        self._reload = reload
+        self._observe = observe
+        self._manager = ServiceManager()
+        self.pulse = Pulse(self._manager)
+        self._loop = flush_loop(settings, observe=observe)
+        self._next: tuple[Settings, FlushLoop] | None = None
+
+    def hold(self) -> None:
+        """Become the one who delivers; raise `OutboxHeld` where another process is."""
+        outbox = self._loop.outbox
+        if not outbox.try_hold():
+            holder = outbox.holder()
+            outbox.close()
+            raise OutboxHeld(
+                f"{outbox.location} is held by "
+                + (f"process {holder}, which delivers" if holder else "another process")
+            )
+
+    def run(self) -> bool:
+        """Deliver until SIGTERM or SIGINT; return False where delivery ended by itself, by a fault.
+
+        SIGHUP reads the settings again, SIGUSR1 tries at once what waits for its time. Where
+        another process holds the outbox, wait for its end. To be called from the main thread.
+        Does not return, but ends the process with exit code 0, where something still hangs 5 s
+        after the signal.
+        """
+        with StopSignals(signal.SIGHUP, signal.SIGUSR1) as signals:
+            thread = self._start(signals)
+            while (received := signals.wait()) not in {signal.SIGTERM, signal.SIGINT}:
+                if received == signal.SIGHUP:
+                    self._read_settings_again()
+                elif received == signal.SIGUSR1:
+                    _logger.info("SIGUSR1: trying again now")
+                    self._loop.try_now()
+                else:
+                    thread.join()
+                    if not thread.ended_well or self._next is None:
+                        return False
+                    self.settings, self._loop = self._next
+                    self._next = None
+                    thread = self._start(signals)
+            _logger.info("%s: stopping", "SIGTERM" if received == signal.SIGTERM else "SIGINT")
+            self._manager.stopping()
+            self._loop.stop()
+            thread.join(_STOP_SECONDS)
+            if thread.is_alive():
+                _end_at_once()
+        return thread.ended_well
+
+    def _start(self, signals: StopSignals) -> _LoopThread:
+        _logger.info(
+            "worker %d starts: outbox %s, events to %s/topics/%s",
+            os.getpid(),
+            self._loop.outbox.location,
+            self.settings.stream_url,
+            self.settings.topic,
+        )
+        self.pulse.begin(self._loop.outbox)
+        thread = _LoopThread(self._loop, self.pulse, signals)
         thread.start()
-        received = signals.wait()
-        if received is None:
-            return False
-        _logger.info("%s: stopping", received.name)
-        loop.stop()
-        thread.join(_STOP_SECONDS)
-        if thread.is_alive():
-            _end_at_once()
-    return thread.ended_well
+        return thread
+
+    def _read_settings_again(self) -> None:
+        """Let a loop by the new settings follow this one, or say why not and leave all as it is."""
+        self._manager.reloading()
+        try:
+            settings = self._reload()
+            loop = flush_loop(settings, observe=self._observe)
+        except InvalidSetting as error:
+            _logger.error("SIGHUP: the new settings are refused, the old ones stay: %s", error)
+            self._manager.ready()
+            return
+        changed = [
+            setting.variable
+            for setting in SETTINGS
+            if getattr(settings, setting.field) != getattr(self.settings, setting.field)
+        ]
+        _logger.info("SIGHUP: settings read again; changed: %s", ", ".join(changed) or "none")
+        self._next = settings, loop
+        self._loop.stop(within_seconds=_HAND_OVER_SECONDS)
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, as something that the main thread can wait for.
+    """SIGTERM, SIGINT and `others`, as something that the main thread can wait for.
 
     A signal handler may run while the main thread holds any lock, so it must not take
     one: it writes to a pipe, and `wait` reads from that.
     """
+
+    def __init__(self, *others: signal.Signals) -> None:
+        self._numbers = (signal.SIGTERM, signal.SIGINT, *others)
 
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._others_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._others = {
-            number: signal.signal(number, _leave_it_to_the_pipe)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, _leave_it_to_the_pipe) for number in self._numbers
         }
         return self
 
@@ -108,16 +180,17 @@ def _leave_it_to_the_pipe(number: int, frame: FrameType | None) -> None:
 
 
 class _LoopThread(threading.Thread):
-    def __init__(self, loop: FlushLoop, signals: StopSignals) -> None:
+    def __init__(self, loop: FlushLoop, pulse: Pulse, signals: StopSignals) -> None:
         # A daemon: a look-up of a name that hangs cannot be broken off, only left behind.
         super().__init__(name="meter-lib flusher", daemon=True)
         self._loop = loop
+        self._pulse = pulse
         self._signals = signals
         self.ended_well = False
 
     def run(self) -> None:
         try:
-            self._loop.run()
+            self._loop.run(self._pulse.turn, turn_seconds=self._pulse.turn_seconds)
             self.ended_well = True
         except Exception as error:
             # Not to be waited out: what is known about it is logged, and a supervisor starts anew.
@@ -125,16 +198,6 @@ class _LoopThread(threading.Thread):
             _logger.debug("this is where it happened", exc_info=True)
         finally:
             self._signals.wake()
-
-
-def _hold(outbox: Outbox) -> None:
-    if not outbox.try_hold():
-        holder = outbox.holder()
-        outbox.close()
-        raise OutboxHeld(
-            f"{outbox.location} is held by "
-            + (f"process {holder}, which delivers" if holder else "another process")
-        )
 
 
 def _end_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -49,32 +50,54 @@ class FlushLoop:
         self._poll_seconds = poll_seconds
         self._couriers = Couriers()
         self._stopping = threading.Event()
+        self._stop_by = -math.inf
+        self._try_now = threading.Event()
+        self._turned: Callable[[], None] = _nothing
+        self._turn_seconds = math.inf
 
-    def run(self) -> None:
+    def run(
+        self, turned: Callable[[], None] | None = None, *, turn_seconds: float = math.inf
+    ) -> None:
         """Wait for the outbox, then deliver from it until `stop`; let go of it at the end.
 
-        An outage, of the network or of the outbox, ends nothing: it is waited out.
+        An outage, of the network or of the outbox, ends nothing: it is waited out. `turned` is
+        called in this thread at each turn, the first time once the outbox is held or waited for;
+        no turn waits longer than `turn_seconds`, whatever is under way.
         """
+        self._turned = turned or _nothing
+        self._turn_seconds = turn_seconds
         try:
             if not self._wait_for_hold():
                 return
             _logger.info("delivering from %s", self.outbox.location)
             while not self._stopping.is_set():
-                self._take_back(self._send_out())
+                self._turned()
+                self._take_back(min(self._send_out(), self._turn_seconds))
             self._take_back_the_last()
         finally:
             self._couriers.dismiss()
             self.outbox.close()
 
-    def stop(self) -> None:
-        """Make `run` return soon, from any thread; requests under way are broken off.
+    def stop(self, *, within_seconds: float = 0.0) -> None:
+        """Make `run` return soon, from any thread; begin nothing new.
 
-        What they carried stays in the outbox and is sent again, under the same keys.
+        Requests under way have so long to be answered; then they are broken off. What those
+        carried stays in the outbox and is sent again, under the same keys.
         """
+        self._stop_by = time.monotonic() + within_seconds
         self._stopping.set()
+        if within_seconds <= 0:
+            self._break_off()
+        self._couriers.wake()
+
+    def try_now(self) -> None:
+        """Try again at once, from any thread, what waits for its time and not for the peer's."""
+        self._try_now.set()
+        self._couriers.wake()
+
+    def _break_off(self) -> None:
         for interrupt in self._interrupt:
             interrupt()
-        self._couriers.wake()
 
     def _wait_for_hold(self) -> bool:
         waiting_for = None
@@ -96,12 +119,16 @@ class FlushLoop:
             except OutboxUnavailable as error:
                 _logger.error("waiting for the outbox: %s", error)
                 self._stopping.wait(_OUTBOX_RETRY_SECONDS)
+            self._turned()
             self._stopping.wait(_TAKEOVER_POLL_SECONDS)
         return False
 
     def _send_out(self) -> float:
         """Send out what is to be asked now; return for how many seconds to wait for answers."""
         try:
+            if self._try_now.is_set():
+                self._flusher.try_now()
+                self._try_now.clear()
             calls = self._flusher.start()
         except OutboxUnavailable as error:
             _logger.error("delivery waits for the outbox: %s", error)
@@ -127,6 +154,10 @@ class FlushLoop:
             _logger.info("delivered %d events", delivered)
 
     def _take_back_the_last(self) -> None:
+        while self._couriers.under_way and (left := self._stop_by - time.monotonic()) > 0:
+            self._turned()
+            self._take_back(min(left, self._turn_seconds))
+        self._break_off()
         # Those that were answered just before the stop need not be sent again. Whatever cannot
         # be broken off, such as connecting, is left behind.
         deadline = time.monotonic() + _LAST_ANSWERS_SECONDS
@@ -141,3 +172,7 @@ class FlushLoop:
         except OutboxUnavailable as error:
             _logger.error("delivery waits for the outbox: %s", error)
             return 0
+
+
+def _nothing() -> None:
+    """Nobody asked to be told."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from meter_lib.opening import open_outbox
+from meter_lib.settings import Settings
 from meter_worker.cli.options import delivery_options, outbox_options, settings_from
 from meter_worker.cli.output import counted
 from meter_worker.cli.values import PositiveNumber
@@ -33,12 +34,21 @@ def worker(*, no_wait: bool, config: str | None, **options: str | None) -> None:
     An outbox has one worker at a time: a second one waits, and takes over when the first has ended,
     however it ended. A worker stops within 10 seconds, whatever the backend does; what was under
     way is sent again later, under the same idempotency keys, and billed once. An outage is waited
-    out.
+    out. SIGHUP reads the settings file and the files of secrets again; settings that are wrong are
+    refused, and the old ones stay. SIGUSR1 tries again at once, unless the backend asked to wait.
     """
-    from meter_worker.daemon import run_worker  # noqa: PLC0415  # requests: 0.2 s to import
+    from meter_worker.daemon import Worker  # noqa: PLC0415  # requests: 0.2 s to import
+
+    def reload() -> Settings:
+        given: dict[str, Any] = dict(options)  # as keywords of their own, for the type checkers
+        again = Settings.load(config=config, **given)
+        return log_as_set(lambda: again)  # only now: those that are refused change no log
 
     settings = log_as_set(lambda: settings_from(config, delivers=True, **options))
-    if not run_worker(settings, wait=not no_wait):
+    delivering = Worker(settings, reload)
+    if no_wait:
+        delivering.hold()
+    if not delivering.run():
         raise click.exceptions.Exit(1)
 
 

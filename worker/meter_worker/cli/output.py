@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from meter_worker.logs import escaped
+from meter_worker.words import counted, shown_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,11 +88,6 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
         click.echo(f"{name}{' ' * (width - _width(name))}  {value}".rstrip())
 
 
-def counted(number: int, noun: str) -> str:
-    """Return `1 event`, `12,345 events`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def shown_instant(milliseconds: int | None) -> str:
     """Return an instant for people, in UTC."""
     if milliseconds is None:
@@ -101,17 +97,6 @@ def shown_instant(milliseconds: int | None) -> str:
     except (ValueError, OverflowError, OSError):
         return str(milliseconds)
     return time.strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def shown_seconds(seconds: float) -> str:
-    """Return a duration for people, in its two largest units."""
-    whole = round(seconds)
-    parts: list[str] = []
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, whole = divmod(whole, length)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
 
 
 def shown_bytes(number: int) -> str:
