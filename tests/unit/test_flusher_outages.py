@@ -171,6 +171,7 @@ def test_a_pause_that_begins_after_the_wall_clock_was_set_is_as_long_as_any(
     bench: Bench, days: float
 ) -> None:
     """Whichever way it was set, the next attempt comes when it was announced to come."""
+    bench.flush_all()
     bench.post("a")
     bench.clock.jump(days * 86_400)
     bench.backend.script(Unavailable("HTTP 503: down", retry_after_seconds=600))
