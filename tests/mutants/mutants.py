@@ -275,7 +275,7 @@ MUTANTS = (
         f"{WORKER}/settling.py",
         "if attempts < enough or not alone:",
         "if attempts < enough:",
-        ("tests/unit/test_flusher_weather.py", *FLUSHER),
+        ("tests/unit/test_settling.py",),
     ),
     Mutant(
         "an answer that names no record is sent again as it was",
