@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from meter_lib.clock import SystemClock
+from meter_lib.errors import OutboxFull
 from meter_lib.opening import open_outbox
 from meter_lib.settings import Settings
 from meter_worker.assembly import flush_loop
@@ -78,15 +79,24 @@ class BackgroundFlusher:
         deadline = time.monotonic() + timeout
         outbox = open_outbox(self.settings)
         try:
-            # Told by the time line that attempts are noted on.
-            clock.follow(outbox.resume_waits(now=clock.now(), uptime=clock.uptime()))
-            started_at = clock.steady()
+            started_at: int | None = None
             while True:
-                status = outbox.status()
-                if status.pending == 0:
-                    return True
-                if _waits_for_others(status, started_at) or time.monotonic() >= deadline:
-                    return False
+                is_late = time.monotonic() >= deadline
+                try:
+                    if started_at is None:
+                        # Told by the time line that attempts are noted on.
+                        clock.follow(outbox.resume_waits(now=clock.now(), uptime=clock.uptime()))
+                        started_at = clock.steady()
+                    status = outbox.status()
+                except OutboxFull:
+                    # No room for this yet: the reserve is given up for the next try.
+                    if is_late:
+                        raise
+                else:
+                    if status.pending == 0:
+                        return True
+                    if is_late or _waits_for_others(status, started_at):
+                        return False
                 time.sleep(_FLUSH_POLL_SECONDS)
         finally:
             outbox.close()

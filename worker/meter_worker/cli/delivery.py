@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meter_lib.errors import OutboxFull
 from meter_lib.opening import open_outbox
 from meter_lib.settings import Settings
 from meter_worker.cli.options import delivery_options, outbox_options, settings_from
@@ -75,7 +76,10 @@ def flush(*, timeout: float, config: str | None, **options: str | None) -> None:
 
     settings = log_as_set(lambda: settings_from(config, delivers=True, **options))
     with contextlib.closing(open_outbox(settings, read_only=True)) as outbox:
-        outbox.status()  # one that does not exist is not to be made
+        # One that does not exist is not to be made. On a full disk there may be no room for a
+        # look, until delivery gives up the reserve.
+        with contextlib.suppress(OutboxFull):
+            outbox.status()
         with BackgroundFlusher(settings=settings) as flusher:
             flusher.flush(timeout)
         status = outbox.status()
