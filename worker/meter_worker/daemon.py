@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from meter_lib.errors import InvalidSetting, OutboxHeld
+from meter_lib.errors import MeterError, OutboxHeld
 from meter_lib.settings import SETTINGS
 from meter_worker.assembly import flush_loop
 from meter_worker.health import Pulse
@@ -118,7 +118,7 @@ class Worker:
         try:
             settings = self._reload()
             loop = flush_loop(settings, observe=self._observe)
-        except InvalidSetting as error:
+        except MeterError as error:  # also an outbox where none may be
             _logger.error("SIGHUP: the new settings are refused, the old ones stay: %s", error)
             self._manager.ready()
             return
