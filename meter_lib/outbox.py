@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 
+from meter_lib.letters import DeadLetter, ImportedLetter, PendingEvent, Selector
 from meter_lib.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ __all__ = [
     "Deferral",
     "Delivery",
     "DueEvent",
+    "ImportedLetter",
     "Link",
     "Operations",
     "Outbox",
     "OutboxStatus",
+    "PendingEvent",
     "Receipt",
     "Recorder",
     "Selector",
@@ -305,37 +308,6 @@ class Delivery(Protocol):
         ...
 
 
-class Selector(NamedTuple):
-    """Which events an operator means: those that fit everything given. Nothing given: all."""
-
-    keys: Sequence[str] = ()
-    tenant_id: str | None = None
-    device_id: str | None = None
-    meter_id: str | None = None
-    reason: str | None = None
-    since: int | None = None
-    """Event time, inclusive."""
-    until: int | None = None
-    """Event time, exclusive."""
-    limit: int | None = None
-
-
-class DeadLetter(NamedTuple):
-    """An event that is no longer tried, and why."""
-
-    seq: int
-    tenant_id: str
-    device_id: str
-    meter_id: str
-    idempotency_key: str
-    event_time: int
-    payload: str
-    attempts: int
-    reason: str
-    detail: str
-    dead_at: int
-
-
 class OutboxStatus(NamedTuple):
     """The outbox at one instant. `accepted = pending + dead + delivered + removed`."""
 
@@ -378,12 +350,35 @@ class Operations(Protocol):
         """Yield the dead letters meant, oldest first; memory does not grow with their number."""
         ...
 
+    def pending_events(self, selector: Selector) -> Iterator[PendingEvent]:
+        """Yield the pending events meant, oldest first; memory does not grow with their number.
+
+        The selector names no reason.
+        """
+        ...
+
+    def state_of(self, seq: int, idempotency_key: str) -> str | None:
+        """Return the state of an event, as of `PendingEvent` or `dead`; None where it has left."""
+        ...
+
     def replay(self, seqs: Sequence[int], *, now: int) -> int:
-        """Make these dead letters due again, each under its own key; return how many there were."""
+        """Make these dead letters due again, each under its own key; return how many there were.
+
+        Each counts one replay more.
+        """
         ...
 
     def purge(self, seqs: Sequence[int]) -> int:
         """Remove these dead letters for good, counted as removed; return how many there were."""
+        ...
+
+    def import_letters(self, letters: Sequence[ImportedLetter], *, now: int) -> list[bool]:
+        """Accept dead letters from elsewhere, all or none; return which of them are new.
+
+        On return they are durable. One whose key is known with the same content is not new:
+        it is here, or was delivered from here. One that was purged is accepted again. Raises
+        `KeyConflict` where a key is known with other content, and `OutboxFull` at the limit.
+        """
         ...
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from meter_lib._sqlite.database import Database
 from meter_lib._sqlite.delivery import SqliteDelivery
 from meter_lib._sqlite.inspection import SqliteInspection
+from meter_lib._sqlite.letter_import import SqliteLetterImport
 from meter_lib._sqlite.operations import SqliteOperations
+from meter_lib._sqlite.pending import SqlitePending
 from meter_lib._sqlite.recorder import SqliteRecorder
 from meter_lib._sqlite.salvage.set_aside import OutboxSetAside
 from meter_lib._sqlite.times import SqliteTimes
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["SqliteOutbox"]
 
 
-class SqliteOutbox(SqliteRecorder, SqliteDelivery, SqliteTimes, SqliteOperations, SqliteInspection):
+class SqliteOutbox(
+    SqliteRecorder,
+    SqliteDelivery,
+    SqliteTimes,
+    SqliteOperations,
+    SqlitePending,
+    SqliteLetterImport,
+    SqliteInspection,
+):
     """All parts over one file. See `meter_lib.outbox` for what each method promises."""
 
     def __init__(
@@ -40,6 +50,8 @@ class SqliteOutbox(SqliteRecorder, SqliteDelivery, SqliteTimes, SqliteOperations
         SqliteDelivery.__init__(self, database, remembered_keys=max_bytes // 1024)
         SqliteTimes.__init__(self, database)
         SqliteOperations.__init__(self, database)
+        SqlitePending.__init__(self, database)
+        SqliteLetterImport.__init__(self, database)
         SqliteInspection.__init__(self, database)
 
     def append(

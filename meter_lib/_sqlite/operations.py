@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_keys
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
+from meter_lib._sqlite.selecting import SENT, selected
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
 from meter_migrations import LATEST
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteOperations"]
 
-# Dead letters read at a time: no read stays open while somebody looks at its rows,
-# or the write-ahead log could not be emptied meanwhile.
-_CHUNK = 500
 # What replaying or removing an event adds to the write-ahead log, the largest one at most.
 _CHANGE_LOG_BYTES = 72 * 1024
+
+_DEAD_LETTER = f"""
+    e.seq, s.tenant_id, s.device_id, s.meter_id, e.idempotency_key, e.event_time, e.payload,
+    e.attempts, e.reason, coalesce(e.detail, ''), e.dead_at, e.replays, e.customer_id, {SENT}
+"""
 
 
 class SqliteOperations:
@@ -86,47 +88,8 @@ class SqliteOperations:
 
     def dead_letters(self, selector: Selector) -> Iterator[DeadLetter]:
         """Yield the dead letters meant, oldest first; see `Operations.dead_letters`."""
-        after = 0
-        left = selector.limit
-        while left is None or left > 0:
-            size = _CHUNK if left is None else min(left, _CHUNK)
-            with self._database.read() as connection:
-                rows = connection.execute(
-                    """
-                    SELECT e.seq, s.tenant_id, s.device_id, s.meter_id, e.idempotency_key,
-                           e.event_time, e.payload, e.attempts, e.reason, e.detail, e.dead_at
-                    FROM events AS e
-                    JOIN streams AS s ON s.stream_id = e.stream_id
-                    WHERE e.state = 'dead' AND e.seq > :after
-                      AND (:keys IS NULL
-                           OR e.idempotency_key IN (SELECT value FROM json_each(:keys)))
-                      AND (:tenant_id IS NULL OR s.tenant_id = :tenant_id)
-                      AND (:device_id IS NULL OR s.device_id = :device_id)
-                      AND (:meter_id IS NULL OR s.meter_id = :meter_id)
-                      AND (:reason IS NULL OR e.reason = :reason)
-                      AND (:since IS NULL OR e.event_time >= :since)
-                      AND (:until IS NULL OR e.event_time < :until)
-                    ORDER BY e.seq
-                    LIMIT :size
-                    """,
-                    {
-                        "after": after,
-                        "keys": json.dumps(list(selector.keys)) if selector.keys else None,
-                        "tenant_id": selector.tenant_id,
-                        "device_id": selector.device_id,
-                        "meter_id": selector.meter_id,
-                        "reason": selector.reason,
-                        "since": selector.since,
-                        "until": selector.until,
-                        "size": size,
-                    },
-                ).fetchall()
-            for row in rows:
-                yield DeadLetter(*row)
-            if len(rows) < size:
-                return
-            after = rows[-1][0]
-            left = None if left is None else left - len(rows)
+        for row in selected(self._database, _DEAD_LETTER, "e.state = 'dead'", selector):
+            yield DeadLetter._make(row)
 
     def replay(self, seqs: Sequence[int], *, now: int) -> int:
         """Make these dead letters due again; see `Operations.replay`."""
@@ -151,7 +114,7 @@ class SqliteOperations:
                     """
                     UPDATE events
                     SET state = 'deferred', attempts = 0, lone_refusal = NULL,
-                        reason = NULL, detail = NULL, dead_at = NULL
+                        reason = NULL, detail = NULL, dead_at = NULL, replays = replays + 1
                     WHERE seq = ? AND state = 'dead'
                     """,
                     (seq,),
@@ -170,6 +133,7 @@ class SqliteOperations:
 
     def _purge(self, seqs: Sequence[int]) -> int:
         removed: list[tuple[int, int, int | None]] = []
+        gone: list[int] = []
         with self._database.write(log_bytes=len(seqs) * _CHANGE_LOG_BYTES) as connection:
             for seq in seqs:
                 row = connection.execute(
@@ -182,10 +146,14 @@ class SqliteOperations:
                 if row is None:
                     continue
                 removed.append(row)
+                gone.append(seq)
                 connection.execute("DELETE FROM events WHERE seq = ?", (seq,))
                 connection.execute("UPDATE outbox SET last_seq = max(last_seq, ?)", (seq,))
             count_in_ledger(connection, "removed", removed)
-            forget_keys(connection, seqs)
+            connection.executemany(
+                "UPDATE known_keys SET removed = 1 WHERE seq = ?", [(seq,) for seq in gone]
+            )
+            forget_keys(connection, gone)
             connection.execute(
                 """
                 UPDATE outbox

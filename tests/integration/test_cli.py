@@ -730,6 +730,7 @@ def test_memory_does_not_grow_with_the_file() -> None:
         ("migrate", "--check"),
         ("dead-letters", "list"),
         ("dead-letters", "list", "--json"),
+        ("dead-letters", "export", "-"),
         ("dead-letters", "show", "k"),
         ("dead-letters", "replay", "--all"),
         ("dead-letters", "purge", "--all", "--yes"),
@@ -874,6 +875,8 @@ def test_dead_letters_as_json_are_objects_with_all_fields(
         "detail": "413",
         "attempts": 1,
         "dead_at": DIED_AT,
+        "customer_id": None,
+        "replays": 0,
     }
     listed, shown = (
         run("dead-letters", "list", "--json"),

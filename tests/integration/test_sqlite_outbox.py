@@ -420,7 +420,7 @@ def test_an_older_schema_is_named_to_readers(
         "UPDATE outbox SET frontier = -1",
         "INSERT INTO outbox (id, outbox_id, created_at) VALUES (2, 'x', 1)",
         "INSERT INTO streams (tenant_id, device_id, meter_id) VALUES ('t', 'd', 'm')",
-        "INSERT INTO known_keys SELECT seq + 1, key_digest, fingerprint, 1, 1 FROM known_keys",
+        "INSERT INTO known_keys SELECT seq + 1, key_digest, fingerprint, 1, 1, 0 FROM known_keys",
         "INSERT INTO ledger (day, stream_id, delivered_events) VALUES (1, 1, -1)",
         "INSERT INTO ledger (day, stream_id, removed_events) VALUES (1, 1, -1)",
         "INSERT INTO links (name, failures) VALUES ('events', 1)",

@@ -13,6 +13,7 @@ from meter_worker.cli.groups import Program
 from meter_worker.cli.local import demo, sandbox
 from meter_worker.cli.meters import meters
 from meter_worker.cli.migrate import migrate
+from meter_worker.cli.pending import pending
 from meter_worker.cli.post import post
 from meter_worker.cli.status import status
 from meter_worker.cli.torture import torture
@@ -44,6 +45,7 @@ for _command in (
     worker,
     flush,
     status,
+    pending,
     dead_letters,
     doctor,
     show_config,

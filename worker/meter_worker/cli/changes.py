@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import json
-import os
 import sys
 import time
-from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,11 +13,12 @@ from meter_lib import MeterError
 from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
 from meter_worker.cli.dead_letter_view import shown_letter
+from meter_worker.cli.export_files import new_file, new_file_beside, write_lines
 from meter_worker.cli.output import counted, progress_bar
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from meter_lib import Settings
     from meter_worker.cli.selection import Selection
@@ -88,51 +85,20 @@ class Change:
 
     def _export(self, selection: Selection, path: str | None) -> array[int]:
         """Write them to a new file that is on the disk on return; return those in it."""
-        path, descriptor = self._new_beside_outbox() if path is None else _new_as_named(path)
         written = selection.seqs[:0]
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                for letter in selection.letters():
-                    file.write(json.dumps(shown_letter(letter)) + "\n")
-                    written.append(letter.seq)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync_folder(path)
-        except BaseException:
-            os.unlink(path)
-            raise
+
+        def lines() -> Iterator[dict[str, Any]]:  # Any: what JSON can carry
+            for letter in selection.letters():
+                yield shown_letter(letter)
+                written.append(letter.seq)
+
+        if path is None:
+            path, file = new_file_beside(self._settings.outbox, "purged")
+        else:
+            file = new_file(path, param_hint="'--export'")
+        write_lines(path, file, lines())
         click.echo(f"{counted(len(written), 'dead letter')} written to {path}", err=True)
         return written
-
-    def _new_beside_outbox(self) -> tuple[str, int]:
-        now = dt.datetime.now(dt.timezone.utc)
-        stem = f"{self._settings.outbox}.purged-{now:%Y%m%dT%H%M%SZ}"
-        for number in count(1):
-            path = f"{stem}.jsonl" if number == 1 else f"{stem}-{number}.jsonl"
-            with contextlib.suppress(FileExistsError):
-                return path, _new_file(path)
-        raise AssertionError  # counting has no end
-
-
-def _new_as_named(path: str) -> tuple[str, int]:
-    try:
-        return path, _new_file(path)
-    except OSError as error:
-        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="'--export'") from error
-
-
-def _new_file(path: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags, 0o600)
-
-
-def _sync_folder(path: str) -> None:
-    """Put the name of a new file on the disk: without it, its content is lost on power loss."""
-    descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _in_commits(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meter_lib.letters import Selector
 from meter_lib.opening import open_outbox
-from meter_lib.outbox import Selector
 from meter_worker.cli.changes import Change, ask
 from meter_worker.cli.dead_letter_view import print_letter, print_letters, shown_letter
 from meter_worker.cli.groups import CommandGroup
@@ -40,7 +40,7 @@ def dead_letters() -> None:
 
 
 @dead_letters.command("list")
-@selector_options
+@selector_options("dead letters", reason=True)
 @json_option
 @outbox_options
 def list_letters(*, as_json: bool, outbox: str | None, config: str | None, **given: Any) -> None:
@@ -68,7 +68,7 @@ def show(*, key: str, as_json: bool, outbox: str | None, config: str | None) -> 
 
 
 @dead_letters.command()
-@selector_options
+@selector_options("dead letters", reason=True)
 @click.option(
     "--rate",
     type=PositiveNumber(_HIGHEST_RATE),
@@ -104,7 +104,7 @@ def replay(
 
 
 @dead_letters.command()
-@selector_options
+@selector_options("dead letters", reason=True)
 @click.option(
     "--export",
     type=click.Path(),
