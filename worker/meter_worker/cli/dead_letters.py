@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,14 @@ from meter_lib.letters import Selector
 from meter_lib.opening import open_outbox
 from meter_worker.cli.changes import Change, ask
 from meter_worker.cli.dead_letter_view import print_letter, print_letters, shown_letter
+from meter_worker.cli.export_files import export
 from meter_worker.cli.groups import CommandGroup
+from meter_worker.cli.import_report import run_import
 from meter_worker.cli.options import json_option, outbox_options, settings_from
 from meter_worker.cli.output import counted, print_json, print_json_list
-from meter_worker.cli.selection import Selection, selector_from, selector_options
+from meter_worker.cli.selection import Search, Selection, selector_from, selector_options
 from meter_worker.cli.values import PositiveNumber
+from meter_worker.letter_lines import LetterImport
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -141,6 +144,52 @@ def purge(
         elif not len(selection) or ask(f"Purge {letters} for good?", yes=yes, needs_answer=True):
             purged = Change(settings).purge(selection, export=export, exports=not no_export)
             click.echo(f"{counted(purged, 'dead letter')} purged")
+
+
+@dead_letters.command("export")
+@click.argument("file", type=click.Path(allow_dash=True))
+@selector_options("dead letters", reason=True)
+@json_option
+@outbox_options
+def export_letters(
+    *, file: str, as_json: bool, outbox: str | None, config: str | None, **given: Any
+) -> None:
+    """Write dead letters to a new file: all, or those selected.
+
+    With - for FILE, to stdout. One JSON object a line, with the fields of list --json, as import
+    takes them. They stay in the outbox.
+    """
+    selector = selector_from(needed=False, **given)
+    settings = settings_from(config, outbox=outbox)
+    with contextlib.closing(open_outbox(settings, read_only=True)) as opened:
+        search = Search(opened.dead_letters, selector)
+        exported = export(file, map(shown_letter, search.events()))
+    if as_json and file != "-":
+        print_json({"exported": exported})
+    else:
+        click.echo(f"{counted(exported, 'dead letter')} written to {file}", err=True)
+    search.end("dead letter")
+
+
+@dead_letters.command("import")
+@click.argument("file", type=click.File("rb"))
+@json_option
+@outbox_options
+def import_letters(
+    *, file: IO[bytes], as_json: bool, outbox: str | None, config: str | None
+) -> None:
+    """Take in dead letters that export or purge wrote.
+
+    FILE is what they wrote, - is stdin. They come in as dead letters, under the keys they have, and
+    are counted as accepted; replay makes them due. One that is here already, or was delivered after an earlier import, is skipped,
+    so a file can be imported again after any interruption; one that was purged here is accepted
+    again. Lines that are no dead letter, or whose key is known with other content, are named and
+    left out.
+    """
+    settings = settings_from(config, outbox=outbox)
+    words = ("dead letter", "known one")
+    if not run_import(settings, file, as_json=as_json, kind=LetterImport, words=words):
+        raise click.exceptions.Exit(1)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import sys
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -19,19 +19,33 @@ from meter_worker.importing import LineImport
 from meter_worker.logs import escaped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meter_lib import Settings
-    from meter_worker.importing import BadLine
+    from meter_lib.clock import Clock
+    from meter_lib.outbox import Outbox
+    from meter_worker.importing import BadLine, FileImport
 
 __all__ = ["run_import"]
 
 _CLEAR_LINE = "\r\x1b[2K"  # of the progress bar
 
 
-def run_import(settings: Settings, file: IO[bytes], *, as_json: bool) -> bool:
-    """Record the events of a file and return whether every line of it is recorded."""
-    report = _JsonReport() if as_json else _Report()
+def run_import(
+    settings: Settings,
+    file: IO[bytes],
+    *,
+    as_json: bool,
+    kind: Callable[[Outbox, Clock], FileImport[Any]] = LineImport,
+    words: tuple[str, str] = ("event", "duplicate"),
+) -> bool:
+    """Record what a file holds, by `kind`, and return whether every line of it is recorded.
+
+    `words` name what is new and what is known already.
+    """
+    report = _JsonReport() if as_json else _Report(*words)
     with contextlib.closing(open_outbox(settings)) as outbox:
-        lines = LineImport(outbox, SystemClock())
+        lines = kind(outbox, SystemClock())
         stopped_by: BaseException | None = None
         try:
             with progress_bar(_length(file), "recording") as progress:
@@ -61,19 +75,23 @@ def _say_bad(bad_line: BadLine) -> None:
 class _Report:
     """The outcome in words."""
 
+    def __init__(self, new: str, known: str) -> None:
+        self._new = new
+        self._known = known
+
     def bad_line(self, bad_line: BadLine) -> None:
         """Take note of a line that was left out."""
 
-    def end(self, lines: LineImport, *, stopped: bool) -> None:
+    def end(self, lines: FileImport[Any], *, stopped: bool) -> None:
         """Say what became of all lines."""
         del stopped
         click.echo(
-            f"{counted(lines.recorded, 'event')} recorded,"
-            f" {counted(lines.duplicates, 'duplicate')}, {counted(lines.bad, 'bad line')}"
+            f"{counted(lines.recorded, self._new)} recorded,"
+            f" {counted(lines.duplicates, self._known)}, {counted(lines.bad, 'bad line')}"
         )
 
 
-class _JsonReport(_Report):
+class _JsonReport:
     """The outcome as one JSON object, written as it comes about: bad lines may be many."""
 
     def __init__(self) -> None:
@@ -81,11 +99,13 @@ class _JsonReport(_Report):
         self._before = "\n"
 
     def bad_line(self, bad_line: BadLine) -> None:
+        """Write a line that was left out."""
         members = {"line": bad_line.number, "why": bad_line.why}
         click.echo(f"{self._before}{json.dumps(members)}", nl=False)
         self._before = ",\n"
 
-    def end(self, lines: LineImport, *, stopped: bool) -> None:
+    def end(self, lines: FileImport[Any], *, stopped: bool) -> None:
+        """Write what became of all lines."""
         members = {
             "recorded": lines.recorded,
             "duplicates": lines.duplicates,

@@ -83,9 +83,10 @@ def show(*, key: str, as_json: bool, outbox: str | None, config: str | None) -> 
 def export_pending(
     *, file: str, as_json: bool, outbox: str | None, config: str | None, **given: Any
 ) -> None:
-    """Write pending events to a new FILE, or to stdout (-): all, or those selected.
+    """Write pending events to a new file: all, or those selected.
 
-    One JSON object a line, with the fields of list --json. They stay pending.
+    With - for FILE, to stdout. One JSON object a line, with the fields of list --json. They stay
+    pending.
     """
     selector = selector_from(needed=False, **given)
     with _found(settings_from(config, outbox=outbox), selector) as events:
