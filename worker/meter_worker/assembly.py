@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from meter_lib.clock import SystemClock
@@ -28,12 +27,7 @@ if TYPE_CHECKING:
     from meter_worker.backend import AccountsApi, Backend
     from meter_worker.observed import Observe
 
-__all__ = ["NOT_USED_YET", "flush_loop", "flusher_over"]
-
-_logger = logging.getLogger("meter_worker")
-
-# Checked like all settings, so that a slip shows at once; no part of this version asks for them.
-NOT_USED_YET = ("dedupe_window",)
+__all__ = ["flush_loop", "flusher_over"]
 
 
 def flush_loop(settings: Settings, *, observe: Observe | None = None) -> FlushLoop:
@@ -41,9 +35,6 @@ def flush_loop(settings: Settings, *, observe: Observe | None = None) -> FlushLo
 
     `observe` is told of each request to the events API.
     """
-    for field in NOT_USED_YET:
-        if settings.origins[field] != "default":
-            _logger.warning("METER_%s is set, but this version does not use it", field.upper())
     clock = SystemClock()
     outbox = open_outbox(settings)
     backend: Backend = RestBackend(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meter_lib.outbox import Recorder
     from meter_lib.usage import UsageEvent
 
-__all__ = ["BadLine", "FileImport", "LineImport", "Step", "json_of_line"]
+__all__ = ["BadLine", "FileImport", "LineImport", "Step", "interrupts_deferred", "json_of_line"]
 
 _T = TypeVar("_T")
 
@@ -141,7 +141,7 @@ class FileImport(ABC, Generic[_T]):
 
     def _record(self, part: list[tuple[int, _T]]) -> None:
         # An interrupt between commit and count would make the count a lie.
-        with _interrupts_deferred():
+        with interrupts_deferred():
             are_new = self.take([entry for _, entry in part])
             self.recorded += sum(are_new)
             self.duplicates += len(are_new) - sum(are_new)
@@ -226,7 +226,7 @@ def _no_constant(name: str) -> object:
 
 
 @contextlib.contextmanager
-def _interrupts_deferred() -> Generator[None]:
+def interrupts_deferred() -> Generator[None]:
     """Let Ctrl-C wait for the end of the block."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)

@@ -15,12 +15,14 @@ from meter_lib.opening import open_outbox
 from meter_worker.cli.dead_letter_view import shown_letter
 from meter_worker.cli.export_files import new_file, new_file_beside, write_lines
 from meter_worker.cli.output import counted, progress_bar
+from meter_worker.importing import interrupts_deferred
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from meter_lib import Settings
+    from meter_worker.cli.canary import Canary
     from meter_worker.cli.selection import Selection
 
 __all__ = ["Change", "ask"]
@@ -29,6 +31,7 @@ __all__ = ["Change", "ask"]
 _EVENTS_A_COMMIT = 500
 # With a rate, so many commits a second, or one an event where that is less often.
 _COMMITS_A_SECOND = 10
+_NO_CANARY = "no worker is running, so no canary can go first: all become pending and wait for one"
 
 
 def ask(question: str, *, yes: bool, needs_answer: bool) -> bool:
@@ -55,21 +58,40 @@ class Change:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def replay(self, seqs: array[int], *, rate: float | None) -> int:
-        """Make them due again, at most `rate` a second; return how many there still were."""
+    def replay(self, selection: Selection, *, rate: float | None, canary: Canary | None) -> int:
+        """Make them due again, at most `rate` a second; return how many there still were.
+
+        With a canary, it goes first where there are others and a worker delivers; those stay dead
+        letters unless it is delivered in time: that is said, and ends with 1.
+        """
         size = _EVENTS_A_COMMIT
         if rate is not None:
             size = max(1, min(size, int(rate / _COMMITS_A_SECOND)))
         seconds = size / rate if rate is not None else 0.0
         clock = SystemClock()
         with contextlib.closing(open_outbox(self._settings)) as outbox:
-            return _in_commits(
-                seqs,
+            commits = _Commits(
                 lambda chunk: outbox.replay(chunk, now=clock.now()),
                 size=size,
                 seconds_between=seconds,
                 done="replayed",
             )
+            with commits.told_where_it_ends():
+                seqs = selection.seqs
+                if canary is not None and len(seqs) > 1:
+                    if outbox.holder() is None:
+                        click.echo(_NO_CANARY, err=True)
+                    else:
+                        commits.run(seqs[:1])
+                        seqs = seqs[1:]
+                        if not canary.is_delivered(outbox):
+                            click.echo(
+                                f"{counted(commits.changed, 'dead letter')} replayed,"
+                                f" {len(seqs):,} not"
+                            )
+                            raise click.exceptions.Exit(1)
+                commits.run(seqs)
+        return commits.changed
 
     def purge(self, selection: Selection, *, export: str | None, exports: bool) -> int:
         """Remove them for good; return how many there still were.
@@ -81,7 +103,10 @@ class Change:
         if exports and len(selection):
             seqs = self._export(selection, export)
         with contextlib.closing(open_outbox(self._settings)) as outbox:
-            return _in_commits(seqs, outbox.purge, size=_EVENTS_A_COMMIT, done="purged")
+            commits = _Commits(outbox.purge, size=_EVENTS_A_COMMIT, done="purged")
+            with commits.told_where_it_ends():
+                commits.run(seqs)
+            return commits.changed
 
     def _export(self, selection: Selection, path: str | None) -> array[int]:
         """Write them to a new file that is on the disk on return; return those in it."""
@@ -101,25 +126,42 @@ class Change:
         return written
 
 
-def _in_commits(
-    seqs: array[int],
-    change: Callable[[Sequence[int]], int],
-    *,
-    size: int,
-    done: str,
-    seconds_between: float = 0.0,
-) -> int:
-    changed = 0
-    due_at = time.monotonic()
-    try:
-        with progress_bar(len(seqs), done) as progress:
-            for start in range(0, len(seqs), size):
+class _Commits:
+    """Makes a change to many, in small commits, and counts them also where it is interrupted."""
+
+    def __init__(
+        self,
+        change: Callable[[Sequence[int]], int],
+        *,
+        size: int,
+        done: str,
+        seconds_between: float = 0.0,
+    ) -> None:
+        self._change = change
+        self._size = size
+        self._done = done
+        self._seconds_between = seconds_between
+        self.changed = 0
+
+    def run(self, seqs: array[int]) -> None:
+        """Change these."""
+        due_at = time.monotonic()
+        with progress_bar(len(seqs), self._done) as progress:
+            for start in range(0, len(seqs), self._size):
                 time.sleep(max(0.0, due_at - time.monotonic()))
-                chunk = seqs[start : start + size]
-                changed += change(chunk)
-                due_at += seconds_between
+                chunk = seqs[start : start + self._size]
+                # An interrupt between commit and count would make the count a lie.
+                with interrupts_deferred():
+                    self.changed += self._change(chunk)
+                due_at += self._seconds_between
                 progress.update(len(chunk))
-    except (MeterError, KeyboardInterrupt):
-        click.echo(f"{counted(changed, 'dead letter')} {done} until then", err=True)
-        raise
-    return changed
+
+    @contextlib.contextmanager
+    def told_where_it_ends(self) -> Generator[None]:
+        """Say how many were changed where an error or Ctrl-C ends the block."""
+        try:
+            yield
+        except (MeterError, KeyboardInterrupt):
+            changed = counted(self.changed, "dead letter")
+            click.echo(f"{changed} {self._done} until then", err=True)
+            raise

@@ -7,8 +7,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from meter_lib.clock import SystemClock
 from meter_lib.letters import Selector
 from meter_lib.opening import open_outbox
+from meter_worker.cli.canary import Canary
 from meter_worker.cli.changes import Change, ask
 from meter_worker.cli.dead_letter_view import print_letter, print_letters, shown_letter
 from meter_worker.cli.export_files import export
@@ -16,16 +18,25 @@ from meter_worker.cli.groups import CommandGroup
 from meter_worker.cli.import_report import run_import
 from meter_worker.cli.options import json_option, outbox_options, settings_from
 from meter_worker.cli.output import counted, print_json, print_json_list
-from meter_worker.cli.selection import Search, Selection, selector_from, selector_options
+from meter_worker.cli.replay_plan import ReplayPlan
+from meter_worker.cli.selection import (
+    Search,
+    Selection,
+    say_unknown,
+    selector_from,
+    selector_options,
+)
 from meter_worker.cli.values import PositiveNumber
 from meter_worker.letter_lines import LetterImport
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from meter_lib import Settings
+    from meter_lib.letters import DeadLetter
 
 _HIGHEST_RATE = 1_000_000
+_LONGEST_TIMEOUT_SECONDS = 1_000_000
 
 _dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Only say how many it would be; change nothing."
@@ -78,12 +89,29 @@ def show(*, key: str, as_json: bool, outbox: str | None, config: str | None) -> 
     metavar="N",
     help="At most so many events a second. Default: as fast as it goes.",
 )
+@click.option(
+    "--canary-timeout",
+    type=PositiveNumber(_LONGEST_TIMEOUT_SECONDS),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for what becomes of the first one.",
+)
+@click.option("--no-canary", is_flag=True, help="Do not try one first: replay all at once.")
+@click.option(
+    "--accept-duplicate-risk",
+    is_flag=True,
+    help="Replay also what the backend may have stored and no longer knows the key of.",
+)
 @_dry_run_option
 @_yes_option
 @outbox_options
 def replay(
     *,
     rate: float | None,
+    canary_timeout: float,
+    no_canary: bool,
+    accept_duplicate_risk: bool,
     dry_run: bool,
     yes: bool,
     outbox: str | None,
@@ -93,16 +121,29 @@ def replay(
     """Make dead letters due again, under the idempotency keys they have.
 
     Do so once the cause is gone. What the backend has already, it knows by the key and does not
-    bill twice. On a terminal you are asked first.
+    bill twice, within its METER_DEDUPE_WINDOW. On a terminal you are asked first.
+
+    Where a worker is running, the oldest goes first, as a canary; the others follow once it is
+    delivered. If it is refused again, or nothing is known of it in time, they stay dead letters and
+    this ends with 1. Ctrl-C stops at any point: what is replayed by then stays replayed, the same
+    command does the rest.
     """
     selector = selector_from(needed=True, **given)
     settings = settings_from(config, outbox=outbox)
-    with _selected(settings, selector) as selection:
+    plan = ReplayPlan(settings.dedupe_window, SystemClock().now())
+    with _selected(settings, selector, plan.look) as selection:
         letters = counted(len(selection), "dead letter")
         if dry_run:
             click.echo(f"{letters} would be replayed")
-        elif not len(selection) or ask(f"Replay {letters}?", yes=yes, needs_answer=False):
-            replayed = Change(settings).replay(selection.seqs, rate=rate)
+            plan.print()
+            return
+        if not accept_duplicate_risk:
+            plan.refuse_risk()
+        if len(selection) and not yes:
+            plan.print_to_terminal()
+        if not len(selection) or ask(f"Replay {letters}?", yes=yes, needs_answer=False):
+            canary = None if no_canary or plan.first is None else Canary(plan.first, canary_timeout)
+            replayed = Change(settings).replay(selection, rate=rate, canary=canary)
             click.echo(f"{counted(replayed, 'dead letter')} replayed")
 
 
@@ -181,10 +222,10 @@ def import_letters(
     """Take in dead letters that export or purge wrote.
 
     FILE is what they wrote, - is stdin. They come in as dead letters, under the keys they have, and
-    are counted as accepted; replay makes them due. One that is here already, or was delivered after an earlier import, is skipped,
-    so a file can be imported again after any interruption; one that was purged here is accepted
-    again. Lines that are no dead letter, or whose key is known with other content, are named and
-    left out.
+    are counted as accepted; replay makes them due. One that is here already, or was delivered after
+    an earlier import, is skipped, so a file can be imported again after any interruption; one that
+    was purged here is accepted again. Lines that are no dead letter, or whose key is known with
+    other content, are named and left out.
     """
     settings = settings_from(config, outbox=outbox)
     words = ("dead letter", "known one")
@@ -193,15 +234,16 @@ def import_letters(
 
 
 @contextlib.contextmanager
-def _selected(settings: Settings, selector: Selector) -> Generator[Selection]:
+def _selected(
+    settings: Settings, selector: Selector, look: Callable[[DeadLetter], object] | None = None
+) -> Generator[Selection]:
     """What the selector means in the outbox, which is only read; keys that it lacks are an error.
 
     They are said at once, and end the command with 1 when the others are dealt with.
     """
     with contextlib.closing(open_outbox(settings, read_only=True)) as outbox:
-        selection = Selection(outbox, selector)
-        for key in selection.unknown_keys:
-            click.echo(f"there is no dead letter {key!r} among those selected", err=True)
+        selection = Selection(outbox, selector, look)
+        say_unknown(selection.unknown_keys, "dead letter")
         yield selection
     if selection.unknown_keys:
         raise click.exceptions.Exit(1)
