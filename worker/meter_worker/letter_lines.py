@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from meter_lib.errors import InvalidUsage, InvalidUsageType
@@ -114,7 +115,9 @@ def _customer(value: object) -> str | None:
         return None
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise InvalidUsageType(f"customer_id is {shown(value)}: it must be text or an integer")
-    text = json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False)  # as it is kept of an account
+    if re.search("[\ud800-\udfff]", text):
+        raise InvalidUsage("customer_id must not hold lone surrogates, which no UTF-8 can carry")
     if len(text) > _MOST_CUSTOMER_CHARACTERS:
         raise InvalidUsage(
             f"customer_id is {shown(value)}: it must not be longer than"
