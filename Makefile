@@ -34,8 +34,9 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup ## write docs/verdicts.md anew from the verdict tables
+docs: setup ## write docs/verdicts.md and docs/dead-letters.md anew from the tables in the code
 	$(BIN)/python -m meter_worker.verdict_page > docs/verdicts.md
+	$(BIN)/python -m meter_worker.reason_page > docs/dead-letters.md
 
 soak: setup ## simulate delivery in the worst network until interrupted, or for SECONDS=…
 	$(BIN)/python -m tests.simulation $(if $(SECONDS),--seconds $(SECONDS))

@@ -10,6 +10,7 @@ import pytest
 
 from meter_lib import MeterClient
 from meter_lib.outbox import Burial, Selector, Settlement
+from meter_worker.reasons import hint_for
 from tests.integration.operating import TIME, Operator
 
 if TYPE_CHECKING:
@@ -235,3 +236,10 @@ def test_many_letters_come_in_within_the_limit_of_a_small_outbox(
     assert (ended.code, ended.json["recorded"]) == (0, 1_200)
     with operator.opened() as outbox:
         assert outbox.status().bytes <= 4 * 2**20 + 256 * 1024
+
+
+def test_show_says_what_can_be_done(operator: Operator) -> None:
+    """Whoever looks at one dead letter reads what its reason means, and what helps."""
+    operator.bury("k", reason="customer_not_found")
+    shown = operator.run("dead-letters", "show", "k").stdout
+    assert f"what to do       {hint_for('customer_not_found')}\n" in shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["REASONS", "Reason", "hint_for"]
+__all__ = ["REASONS", "Reason", "hint_for", "reason_of"]
 
 
 class Reason(NamedTuple):
