@@ -22,6 +22,7 @@ __all__ = [
     "ROWS_SHOWN",
     "Progress",
     "counted",
+    "field_lines",
     "print_fields",
     "print_json",
     "print_json_list",
@@ -82,10 +83,15 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print names and values, one a line."""
+    for line in field_lines(fields):
+        click.echo(line)
+
+
+def field_lines(fields: Sequence[tuple[str, object]]) -> list[str]:
+    """Return names and values, one a line, fit for a terminal."""
     shown = [(escaped(name), escaped(str(value))) for name, value in fields]
     width = max(_width(name) for name, _ in shown)
-    for name, value in shown:
-        click.echo(f"{name}{' ' * (width - _width(name))}  {value}".rstrip())
+    return [f"{name}{' ' * (width - _width(name))}  {value}".rstrip() for name, value in shown]
 
 
 def shown_instant(milliseconds: int | None) -> str:

@@ -12,12 +12,13 @@ from meter_lib.opening import open_outbox
 from meter_worker.cli.options import json_option, outbox_options, settings_from
 from meter_worker.cli.output import (
     counted,
-    print_fields,
+    field_lines,
     print_json,
     shown_bytes,
     shown_instant,
     shown_seconds,
 )
+from meter_worker.cli.watching import Line, print_lines, watched
 from meter_worker.logs import escaped
 
 if TYPE_CHECKING:
@@ -27,21 +28,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
 @json_option
 @outbox_options
-def status(*, as_json: bool, outbox: str | None, config: str | None) -> None:
+def status(*, watch: bool, as_json: bool, outbox: str | None, config: str | None) -> None:
     """Show what is in the outbox, and how delivery is going.
 
     Sentences below the table say what needs attention. Only reads: an outbox that does not exist
-    is not made, and nobody has to wait for it.
+    is not made, and nobody has to wait for it. With --watch, a terminal is drawn anew every
+    second; a pipe gets one table after the other, with --json one object a line.
     """
     settings = settings_from(config, outbox=outbox)
     with contextlib.closing(open_outbox(settings, read_only=True)) as opened:
-        view = StatusView(opened.status(), opened.holder(), SystemClock().now())
-    if as_json:
-        print_json(view.as_json())
-    else:
-        view.print()
+
+        def look() -> StatusView:
+            return StatusView(opened.status(), opened.holder(), SystemClock().now())
+
+        if watch:
+            watched((lambda: print_json(look().as_json())) if as_json else lambda: look().lines())
+        elif as_json:
+            print_json(look().as_json())
+        else:
+            print_lines(look().lines())
 
 
 class StatusView:
@@ -79,11 +87,11 @@ class StatusView:
             "links": [link._asdict() for link in status.links],
         }
 
-    def print(self) -> None:
-        """Print a table, and a sentence for each thing that needs attention."""
+    def lines(self) -> list[Line]:
+        """Return a table, and a sentence for each thing that needs attention."""
         status = self._status
         oldest = self._oldest_pending_seconds()
-        print_fields(
+        table = field_lines(
             [
                 ("outbox", status.location),
                 ("size", shown_bytes(status.bytes)),
@@ -100,8 +108,8 @@ class StatusView:
                 *((f"link {link.name}", _shown_link(link)) for link in status.links),
             ]
         )
-        for number, sentence in enumerate(self._attention()):
-            click.echo(("" if number else "\n") + escaped(sentence))
+        attention = [Line(escaped(sentence), is_warning=True) for sentence in self._attention()]
+        return [*map(Line, table), *([Line("")] if attention else []), *attention]
 
     def _worker(self) -> str:
         if self._holder is None:
