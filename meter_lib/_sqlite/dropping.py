@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from meter_lib._sqlite.ledger import count_in_ledger, forget_keys
+from meter_lib._sqlite.ledger import count_in_ledger, forget_removed_keys
 from meter_lib._sqlite.room import pages_left
 from meter_lib.errors import OutboxFull
 
@@ -92,7 +92,7 @@ def _count(connection: sqlite3.Connection, gone: list[tuple[int, int, int, int |
         "removed",
         ((event_time, stream_id, units) for _, stream_id, event_time, units in gone),
     )
-    forget_keys(connection, [seq for seq, _, _, _ in gone])
+    forget_removed_keys(connection, [seq for seq, _, _, _ in gone])
     connection.executemany(
         """
         UPDATE streams SET held_until = NULL

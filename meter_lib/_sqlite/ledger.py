@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-__all__ = ["accepted_events", "count_in_ledger", "forget_keys", "sweep_keys"]
+__all__ = ["accepted_events", "count_in_ledger", "forget_keys", "forget_removed_keys", "sweep_keys"]
 
 _DAY_MILLISECONDS = 86_400_000
 # Old keys looked through at one settling: many times what a settling adds to them.
@@ -59,6 +59,15 @@ def forget_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:
     connection.executemany(
         "DELETE FROM known_keys WHERE seq = ?", [(seq,) for seq in gone if seq <= swept_to]
     )
+
+
+def forget_removed_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:
+    """Forget the keys of events that are removed now; mark those that are kept for a while."""
+    seqs = list(gone)
+    connection.executemany(
+        "UPDATE known_keys SET removed = 1 WHERE seq = ?", [(seq,) for seq in seqs]
+    )
+    forget_keys(connection, seqs)
 
 
 def sweep_keys(connection: sqlite3.Connection, remembered: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_keys
+from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_removed_keys
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib._sqlite.selecting import SENT, selected
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
@@ -150,10 +150,7 @@ class SqliteOperations:
                 connection.execute("DELETE FROM events WHERE seq = ?", (seq,))
                 connection.execute("UPDATE outbox SET last_seq = max(last_seq, ?)", (seq,))
             count_in_ledger(connection, "removed", removed)
-            connection.executemany(
-                "UPDATE known_keys SET removed = 1 WHERE seq = ?", [(seq,) for seq in gone]
-            )
-            forget_keys(connection, gone)
+            forget_removed_keys(connection, gone)
             connection.execute(
                 """
                 UPDATE outbox

@@ -15,6 +15,7 @@ from meter_lib.outbox import (
     DeadLetter,
     Deferral,
     DueEvent,
+    ImportedLetter,
     Link,
     OutboxStatus,
     Selector,
@@ -1254,6 +1255,78 @@ def test_operators_steer_dead_letters_only(graveyard: Outbox) -> None:
         "delivered": 0,
         "removed": 1,
     }
+
+
+def letter(key: str, units: int = 1, **said: Any) -> ImportedLetter:
+    """A dead letter from elsewhere."""
+    event = use(units, idempotency_key=key, **said)
+    return ImportedLetter(event, NOON - DAY, 3, "too_large", "413", NOON - SECOND, 2, CUSTOMER)
+
+
+def test_an_imported_letter_is_accepted_as_it_was(outbox: Outbox) -> None:
+    """It is a dead letter with all that is known of it, under a number of this outbox."""
+    record(outbox, use(5))
+    assert outbox.import_letters([letter("k", tenant="new")], now=NOON) == [True]
+    assert list(outbox.dead_letters(Selector())) == [
+        DeadLetter(
+            seq=2,
+            tenant_id="new",
+            device_id="d",
+            meter_id="m",
+            idempotency_key="k",
+            event_time=NOON - DAY,
+            payload=letter("k", tenant="new").event.payload,
+            attempts=3,
+            reason="too_large",
+            detail="413",
+            dead_at=NOON - SECOND,
+            replays=2,
+            customer_id=CUSTOMER,
+        )
+    ]
+    assert whereabouts(outbox) == {
+        "accepted": 2,
+        "pending": 1,
+        "dead": 1,
+        "delivered": 0,
+        "removed": 0,
+    }
+    assert outbox.replay([2], now=NOON) == 1
+    assert [event.customer_id for event in everything_due(outbox)] == [CUSTOMER, None]
+
+
+@pytest.mark.parametrize("is_purged", [False, True])
+def test_a_letter_is_imported_once_unless_it_was_purged(outbox: Outbox, *, is_purged: bool) -> None:
+    """Known is what is here in any state and what was delivered; a purge makes it new again."""
+    first = [letter("dead"), letter("pending"), letter("delivered")]
+    assert outbox.import_letters([*first, letter("dead")], now=NOON) == [True, True, True, False]
+    outbox.replay([2, 3], now=NOON)
+    deliver(outbox, *[e for e in everything_due(outbox) if e.idempotency_key == "delivered"])
+    if is_purged:
+        outbox.purge([1])
+    assert outbox.import_letters(first, now=NOON) == [is_purged, False, False]
+    assert outbox.import_letters(first, now=NOON) == [False, False, False]
+    assert outbox.status().accepted == 3 + is_purged
+
+
+def test_an_import_with_a_conflict_takes_nothing(outbox: Outbox) -> None:
+    """All or none: the conflict names its place, and nothing has changed."""
+    outbox.append([use(idempotency_key="k", timestamp=NOON - DAY)], now=NOON)
+    same = letter("k", timestamp=NOON - DAY)
+    assert outbox.import_letters([same], now=NOON) == [False]
+    with pytest.raises(KeyConflict) as conflict:
+        outbox.import_letters([letter("new"), same, letter("k", 2)], now=NOON)
+    assert (conflict.value.index, outbox.status().accepted) == (2, 1)
+
+
+def test_pending_events_are_selected_like_dead_letters(graveyard: Outbox) -> None:
+    """What waits is told with its state; the dead are not among it."""
+    record(graveyard, *[use(units, tenant="many") for units in range(1_001)])
+    assert [event.seq for event in graveyard.pending_events(Selector())] == list(range(6, 1_008))
+    (one,) = graveyard.pending_events(Selector(keys=["k6", "k1"]))
+    assert (one.idempotency_key, one.state, one.next_attempt_at) == ("k6", "pending", None)
+    assert [event.seq for event in graveyard.pending_events(Selector(tenant_id="a"))] == [6]
+    assert len(list(graveyard.pending_events(Selector(limit=501)))) == 501
 
 
 def test_many_are_replayed_and_removed_at_once(outbox: Outbox) -> None:

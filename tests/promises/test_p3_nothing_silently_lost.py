@@ -12,6 +12,7 @@ import pytest
 
 from meter_lib._sqlite import SqliteOutbox
 from meter_lib.errors import KeyConflict
+from meter_lib.letters import ImportedLetter
 from meter_lib.outbox import Burial, Deferral, Selector, Settlement
 from meter_lib.usage import usage_event
 
@@ -115,6 +116,7 @@ class RandomWalk:
             self.ask_alone,
             self.replay,
             self.purge,
+            self.take_in,
             self.crash,
             self.wait,
         ]
@@ -183,6 +185,21 @@ class RandomWalk:
     def purge(self) -> None:
         """Remove some dead letters."""
         self.outbox.purge(self._some_dead())
+
+    def take_in(self) -> None:
+        """Import dead letters: some that are here, were here, or come from elsewhere."""
+        letters = [
+            ImportedLetter(event, event.event_time(0), 1, "rejected", "", NOON, 0, None)
+            for event in (self._event() for _ in range(self._dice.randrange(6)))
+            if event.idempotency_key
+        ]
+        try:
+            are_new = self.outbox.import_letters(letters, now=self._now)
+        except KeyConflict:
+            return
+        for letter, is_new in zip(letters, are_new, strict=True):
+            if is_new:
+                self.accepted = self.accepted.plus(Sum(1, letter.event.total_usage or 0))
 
     def wait(self) -> None:
         """Let time pass, or let the clock jump."""
