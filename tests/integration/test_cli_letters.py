@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meter_lib import MeterClient
+from meter_lib import MeterClient, Settings
 from meter_lib.outbox import Burial, Selector, Settlement
 from meter_worker.reasons import hint_for
 from tests.integration.operating import TIME, Operator
@@ -135,6 +135,24 @@ def test_a_post_under_the_key_of_a_purged_event_is_a_duplicate(operator: Operato
     operator.run("dead-letters", "purge", "--all", "--yes", "--no-export")
     operator.post("a")
     assert balance(operator) == (1, 0, 0, 0, 1)
+
+
+def test_what_the_limit_dropped_is_accepted_again(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full outbox that drops its oldest removes them; a file that has them brings them back."""
+    monkeypatch.setenv("METER_MAX_BYTES", "4 MiB")
+    monkeypatch.setenv("METER_WHEN_FULL", "drop-oldest")
+    operator.bury("k")
+    assert operator.run("dead-letters", "export", "out.jsonl").code == 0
+    operator.run("dead-letters", "replay", "k")
+    settings = Settings.load()
+    with MeterClient(settings=settings) as client:
+        for _ in range(600):
+            client.post("t", "d", "m", 1, metadata={"text": "x" * 8000})
+    assert "k" not in operator.keys("pending")
+    ended = operator.run("dead-letters", "import", "out.jsonl", "--json")
+    assert (ended.code, ended.json["recorded"]) == (0, 1)
 
 
 LETTER = {

@@ -25,6 +25,12 @@ FLUSHER = (
 
 WIRE = ("tests/wire", "tests/unit/test_verdicts.py", "tests/integration/test_http_link.py")
 
+OPERATING = (
+    "tests/integration/test_cli_letters.py",
+    "tests/integration/test_cli_pending.py",
+    "tests/integration/test_cli_replay.py",
+)
+
 
 class Mutant(NamedTuple):
     """A deliberate bug."""
@@ -439,5 +445,62 @@ MUTANTS = (
         "SELECT e.seq - 1 FROM events",
         "SELECT e.seq FROM events",
         ("tests/integration/test_outbox_conformance.py",),
+    ),
+    # -- what operators do ----------------------------------------------------------------
+    Mutant(
+        "what was purged cannot be imported again",
+        f"{OUTBOX}/letter_import.py",
+        "    return not removed\n",
+        "    return True\n",
+        OPERATING,
+    ),
+    Mutant(
+        "an imported letter is imported again once it is delivered",
+        f"{OUTBOX}/letter_import.py",
+        "        if row is None:\n            return False\n",
+        "        return False\n",
+        OPERATING,
+    ),
+    Mutant(
+        "a purge forgets what makes an import new",
+        f"{OUTBOX}/operations.py",
+        "            forget_removed_keys(connection, gone)\n",
+        "",
+        OPERATING,
+    ),
+    Mutant(
+        "the others follow whatever becomes of the canary",
+        f"{WORKER}/cli/changes.py",
+        "if not canary.is_delivered(outbox):",
+        "if not (canary.is_delivered(outbox) or True):",
+        OPERATING,
+    ),
+    Mutant(
+        "a canary that is refused again is waited for",
+        f"{WORKER}/cli/canary.py",
+        'if state == "refused":',
+        'if state == "nonsense":',
+        OPERATING,
+    ),
+    Mutant(
+        "an unanswered request is no risk of a duplicate",
+        f"{WORKER}/cli/replay_plan.py",
+        "is_refusal and not letter.unanswered:",
+        "is_refusal:",
+        OPERATING,
+    ),
+    Mutant(
+        "a dead letter of the future is believed to be fresh",
+        f"{WORKER}/cli/replay_plan.py",
+        "return not 0 <= age_seconds < ",
+        "return not age_seconds < ",
+        OPERATING,
+    ),
+    Mutant(
+        "replays are not counted",
+        f"{OUTBOX}/operations.py",
+        ", replays = replays + 1\n",
+        "\n",
+        OPERATING,
     ),
 )
