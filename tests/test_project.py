@@ -30,6 +30,7 @@ ADDRESSES = {
     "urllib3": ("worker/meter_worker/http_link/",),
     "tenacity": ("worker/meter_worker/retry_policy.py",),
     "click": ("worker/meter_worker/cli/", "worker/meter_worker/demo/telling.py"),
+    "prometheus_client": ("worker/meter_worker/metrics.py",),
     "fcntl": ("meter_lib/_sqlite/file_lock.py",),
 }
 

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from meter_lib.errors import MeterError, OutboxHeld
+from meter_lib.opening import open_outbox
 from meter_lib.settings import SETTINGS
 from meter_worker.assembly import flush_loop
 from meter_worker.health import Pulse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from meter_lib.outbox import OutboxStatus
     from meter_lib.settings import Settings
     from meter_worker.flush_loop import FlushLoop
     from meter_worker.observed import Observe
@@ -67,6 +69,11 @@ class Worker:
                 f"{outbox.location} is held by "
                 + (f"process {holder}, which delivers" if holder else "another process")
             )
+
+    def look(self) -> OutboxStatus:
+        """Return the outbox at this instant, from any thread; raise `OutboxUnavailable`."""
+        with contextlib.closing(open_outbox(self.settings, read_only=True)) as outbox:
+            return outbox.status()
 
     def run(self) -> bool:
         """Deliver until SIGTERM or SIGINT; return False where delivery ended by itself, by a fault.

@@ -12,11 +12,12 @@ from meter_lib.opening import open_outbox
 from meter_lib.settings import Settings
 from meter_worker.cli.options import delivery_options, outbox_options, settings_from
 from meter_worker.cli.output import counted
-from meter_worker.cli.values import PositiveNumber
+from meter_worker.cli.values import Host, PositiveNumber
 from meter_worker.logs import log_as_set
 
 if TYPE_CHECKING:
     from meter_lib.outbox import OutboxStatus
+    from meter_worker.metrics import Metrics
 
 _LONGEST_TIMEOUT_SECONDS = 1_000_000
 
@@ -27,9 +28,29 @@ _LONGEST_TIMEOUT_SECONDS = 1_000_000
     is_flag=True,
     help="Where another process delivers already, end with 1 instead of waiting for its end.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    help="Port for Prometheus (/metrics) and for whoever asks whether it is well (/healthz);"
+    " 0 takes a free one. Default: none.",
+)
+@click.option(
+    "--metrics-host",
+    type=Host(),
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of this machine for that port.",
+)
 @outbox_options
 @delivery_options
-def worker(*, no_wait: bool, config: str | None, **options: str | None) -> None:
+def worker(
+    *,
+    no_wait: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+    config: str | None,
+    **options: str | None,
+) -> None:
     """Deliver what is recorded, until SIGTERM or SIGINT.
 
     An outbox has one worker at a time: a second one waits, and takes over when the first has ended,
@@ -46,11 +67,35 @@ def worker(*, no_wait: bool, config: str | None, **options: str | None) -> None:
         return log_as_set(lambda: again)  # only now: those that are refused change no log
 
     settings = log_as_set(lambda: settings_from(config, delivers=True, **options))
-    delivering = Worker(settings, reload)
+    metrics = None if metrics_port is None else _metrics()
+    delivering = Worker(settings, reload, observe=metrics.observe if metrics else None)
     if no_wait:
         delivering.hold()
-    if not delivering.run():
+    with contextlib.ExitStack() as stack:
+        if metrics is not None and metrics_port is not None:
+            from meter_worker.metrics_server import MetricsServer  # noqa: PLC0415  # rarely needed
+
+            stack.enter_context(
+                MetricsServer(
+                    metrics_host, metrics_port, metrics, delivering.look, delivering.pulse
+                )
+            )
+        ended_well = delivering.run()
+    if not ended_well:
         raise click.exceptions.Exit(1)
+
+
+def _metrics() -> Metrics:
+    try:
+        from meter_worker.metrics import Metrics  # noqa: PLC0415  # of an extra
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        raise click.BadParameter(
+            "it needs the extra 'metrics': pip install 'meter-lib[metrics]'",
+            param_hint="'--metrics-port'",
+        ) from error
+    return Metrics()
 
 
 @click.command()
