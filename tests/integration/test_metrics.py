@@ -146,6 +146,7 @@ def test_the_figures_survive_new_settings(
     file.write_text(f"METER_OUTBOX={path}\n")
     worker = start("--metrics-port", "0")
     url = url_of(worker)
+    worker.says(f"delivering from {path}")
     file.write_text(f"METER_OUTBOX={other}\n")
     worker.process.send_signal(signal.SIGHUP)
     worker.says(f"delivering from {other}")
