@@ -15,6 +15,7 @@ from meter_worker.cli.meters import meters
 from meter_worker.cli.migrate import migrate
 from meter_worker.cli.pending import pending
 from meter_worker.cli.post import post
+from meter_worker.cli.service import service
 from meter_worker.cli.status import status
 from meter_worker.cli.torture import torture
 
@@ -51,6 +52,7 @@ for _command in (
     show_config,
     meters,
     migrate,
+    service,
     sandbox,
     demo,
     torture,
