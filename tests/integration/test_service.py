@@ -1,4 +1,4 @@
-"""The systemd unit, and what installs it, in a namespace of its own: this machine stays as it is."""
+"""The systemd unit, and what installs it, tried in a namespace: this machine stays as it is."""
 
 from __future__ import annotations
 
