@@ -10,6 +10,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,9 +35,11 @@ from tests.integration.workers import Child, eventually, post, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from meter_worker.backend import Outcome
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -261,6 +264,26 @@ def test_each_request_is_counted_once(outcome: Outcome, verdict: str, path: Path
         name: float(name == verdict) for name in VERDICTS
     }
     assert (told["meter_request_seconds_count"], told["meter_request_seconds_sum"]) == (1, 0.2)
+
+
+@pytest.mark.parametrize(
+    "file", ["docs/worker.md", "deploy/prometheus-alerts.yml", "deploy/grafana-dashboard.json"]
+)
+def test_what_is_written_of_the_figures_names_those_there_are(file: str, path: Path) -> None:
+    """No alert waits for a figure that nobody tells; the page and the dashboard name each one."""
+    post(path)
+    told = Metrics().text(status(path), SystemClock().now()).decode()
+    there = set(re.findall(r"^# TYPE (\w+) ", told, re.MULTILINE))
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if file.endswith(".json"):
+        text = " ".join(
+            target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]
+        )
+    named = {name.removesuffix("_bucket") for name in re.findall(r"\bmeter_\w+", text)}
+    if file.endswith(".yml"):
+        assert (named - there, bool(named)) == (set(), True)
+    else:
+        assert named == there
 
 
 def test_a_total_never_falls(path: Path) -> None:
