@@ -186,7 +186,7 @@ def test_a_worker_stops_in_time_while_new_settings_wait_for_an_answer(
 def test_new_settings_end_a_request_that_is_never_answered(
     start: Callable[..., Child], path: Path, file: Path, sandbox: Sandbox
 ) -> None:
-    """Its events go, under the same keys, to where the new settings say."""
+    """It is broken off; its events go, under the same keys, to where the new settings say."""
     sandbox.fault("stall", api="events")
     post(path)
     worker = start()
@@ -196,6 +196,18 @@ def test_new_settings_end_a_request_that_is_never_answered(
         worker.process.send_signal(signal.SIGHUP)
         eventually(lambda: status(path).delivered == 1, seconds=30)
         assert elsewhere.count == 1
+    eventually(lambda: not connections(sandbox.port))
+
+
+def connections(port: int) -> list[str]:
+    """Return the connections that clients have open to a port of this machine."""
+    try:
+        with open("/proc/net/tcp", encoding="ascii") as table:
+            lines = [line.split() for line in table]
+    except FileNotFoundError:
+        pytest.skip("connections cannot be looked at here")
+    open_now = "01"
+    return [line[1] for line in lines if line[2].endswith(f":{port:04X}") and line[3] == open_now]
 
 
 # -- SIGUSR1 ---------------------------------------------------------------------------

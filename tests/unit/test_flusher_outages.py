@@ -403,17 +403,6 @@ def test_told_to_it_waits_as_long_as_the_backend_asked_and_no_longer(bench: Benc
     assert bench.flush().delivered == 1
 
 
-def test_an_earlier_retry_after_does_not_outlive_its_outage(bench: Bench) -> None:
-    """What the backend asked for in an earlier outage binds nobody in the next."""
-    bench.post("a")
-    bench.backend.script(Unavailable("HTTP 429", 5.0), DOWN)
-    bench.flush_all()
-    bench.wait()
-    bench.flush_all()
-    bench.flusher.try_now()
-    assert bench.flush().delivered == 1
-
-
 def test_told_to_it_keeps_a_pause_that_an_earlier_process_has_set(bench: Bench) -> None:
     """Nobody knows any more whether the backend asked for it."""
     bench.post("a")

@@ -103,8 +103,7 @@ class LinkKeeper:
         wait += self._spread(down_since, lasted=(now - down_since) / 1000 + wait)
         next_attempt_at = now + round(wait * 1000)
         asked_seconds = min(outage.retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)
-        asked_before = self._asked_until if is_same else 0
-        self._asked_until = max(asked_before, now + round(asked_seconds * 1000))
+        self._asked_until = max(self._asked_until, now + round(asked_seconds * 1000))
         if is_same:
             # It only lengthens the pause, where it was told to.
             asked_for = outage.retry_after_seconds is not None
