@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 VERDICTS = ("delivered", "errors", "refused", "ambiguous", "unavailable", "interrupted")
-# From a request in the same rack to the read time-out of one over a satellite.
-_BUCKETS_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 130)
+# From a request in the same rack to a large one over a satellite.
+_BUCKETS_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)
 
 
 class Metrics:
