@@ -13,12 +13,12 @@ import pytest
 from meter_lib import MeterClient, OutboxUnavailable, Settings, post_meter_usage
 from meter_worker.sandbox import Sandbox
 from tests.durability.programs import METER, Programs, counts_in, status_of
+from tests.small_disks import MIB, done, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MIB = 2**20
 EVENT = {
     "tenant_id": "t",
     "device_id": "d",
@@ -26,40 +26,6 @@ EVENT = {
     "total_usage": 1,
     "metadata": {"pad": "x" * 900},
 }
-
-
-def done(*command: str) -> bool:
-    """Run a command of the system and return whether it worked."""
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def mounted(kind: str, folder: Path, disk: Path, *, block_bytes: int = 4096) -> bool:
-    """Mount a new file system of some 12 MiB."""
-    if kind == "tmpfs":
-        return done("mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk))
-    with (folder / "image").open("wb") as image:
-        image.truncate(16 * MIB)
-    # No blocks are kept for root, who runs this.
-    blocks = ("-b", str(block_bytes), "-m", "0")
-    made = done("mkfs.ext4", "-q", *blocks, str(folder / "image"))
-    return made and done("mount", "-o", "loop", str(folder / "image"), str(disk))
-
-
-@contextlib.contextmanager
-def small_disk(kind: str, folder: Path, *, block_bytes: int = 4096) -> Iterator[Path]:
-    """A small file system, or skip the test where there can be none."""
-    place = folder / "disk"
-    place.mkdir()
-    if not mounted(kind, folder, place, block_bytes=block_bytes):
-        pytest.skip(f"no {kind} can be mounted: that needs root, and a system that lets it")
-    try:
-        yield place
-    finally:
-        # Lazily: whatever may still look at it, no mount is left behind.
-        assert done("umount", str(place)) or done("umount", "--lazy", str(place))
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])

@@ -31,6 +31,7 @@ from meter_lib import (
 from meter_lib._sqlite import SqliteOutbox
 from meter_lib.outbox import Settlement
 from tests.fakes import ManualClock
+from tests.small_disks import done, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -698,19 +699,8 @@ def test_a_wrong_setting_is_none_and_an_error_in_the_log(
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Generator[Path, None, None]:
     """A file system of 3 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if not _run("mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)):
-        pytest.skip("a small file system can only be mounted by root")
-    yield disk
-    assert _run("umount", str(disk))
-
-
-def _run(*command: str) -> bool:
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+    with small_disk("tmpfs", tmp_path, mib=3) as disk:
+        yield disk
 
 
 def test_a_full_disk_is_none_and_an_error_in_the_log(
@@ -731,7 +721,7 @@ def test_a_full_disk_is_none_and_an_error_in_the_log(
     assert [record.levelno for record in caplog.records if " full" in record.message] == [
         logging.ERROR
     ] * 3
-    assert _run("mount", "-o", "remount,size=16m", str(tiny_disk))
+    assert done("mount", "-o", "remount,size=16m", str(tiny_disk))
     receipt = post_meter_usage("t", "d", "m", 2)
     assert receipt is not None
     meter_lib._api._clients[path].close()

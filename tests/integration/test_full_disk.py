@@ -15,6 +15,7 @@ from meter_lib._sqlite import SqliteOutbox
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 from meter_lib.outbox import Settlement
 from meter_lib.usage import usage_event
+from tests.small_disks import MIB, done, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from meter_lib.usage import UsageEvent
 
 NOON = 1_760_000_000_000
-MIB = 2**20
 
 
 def use(units: int = 1, **said: Any) -> UsageEvent:
@@ -31,37 +31,11 @@ def use(units: int = 1, **said: Any) -> UsageEvent:
     return usage_event("t", "d", "m", units, metadata={"x": "y" * 800}, **said)
 
 
-def _run(*command: str) -> bool:
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def _tmpfs(folder: Path, disk: Path) -> bool:
-    del folder
-    return _run("mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk))
-
-
-def _ext4(folder: Path, disk: Path) -> bool:
-    image = folder / "image"
-    with open(image, "wb") as file:
-        file.truncate(16 * MIB)
-    # No blocks are kept for root, who runs this test.
-    return _run("mkfs.ext4", "-q", "-m", "0", str(image)) and _run(
-        "mount", "-o", "loop", str(image), str(disk)
-    )
-
-
-@pytest.fixture(params=[_tmpfs, _ext4])
+@pytest.fixture(params=["tmpfs", "ext4"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of some 12 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if not request.param(tmp_path, place):
-        pytest.skip("small file systems can be mounted only by root, where the system allows it")
-    yield place
-    assert _run("umount", str(place))
+    with small_disk(request.param, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -213,11 +187,11 @@ def test_a_read_only_file_system_is_named(
     if there:
         outbox.append([use(1)], now=NOON)
         outbox.close()
-    assert _run("mount", "-o", "remount,ro", str(disk))
+    assert done("mount", "-o", "remount,ro", str(disk))
     with pytest.raises(OutboxUnavailable, match=r"[Rr]ead-only"):
         outbox.append([use(2)], now=NOON)
     outbox.close()
-    assert _run("mount", "-o", "remount,rw", str(disk))
+    assert done("mount", "-o", "remount,rw", str(disk))
     outbox.append([use(3)], now=NOON)
     assert [event.total_usage for event in outbox.due(now=NOON, limit=9, max_bytes=MIB)] == (
         [1, 3] if there else [3]

@@ -25,6 +25,7 @@ from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib.errors import KeyConflict, OutboxFull, OutboxUnavailable, SchemaTooNew
 from meter_lib.outbox import Burial, Deferral, Selector, Settlement
 from meter_lib.usage import usage_event
+from tests.small_disks import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -640,37 +641,28 @@ def test_reading_sets_nothing_aside(tmp_path: Path, made: dict[bool, Made]) -> N
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Generator[Path, None, None]:
+def full_disk(tmp_path: Path) -> Generator[Path, None, None]:
     """A file system of 2 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],  # noqa: S607
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("a small file system can only be mounted by root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)  # noqa: S607
+    with small_disk("tmpfs", tmp_path, mib=2) as disk:
+        yield disk
 
 
 def test_a_full_disk_stops_a_salvage_and_hurts_nothing(
-    small_disk: Path, made: dict[bool, Made]
+    full_disk: Path, made: dict[bool, Made]
 ) -> None:
     """Without room for a new outbox the damaged one stays; with room, all goes on."""
     files = {"outbox.db": zero(0)(made[False].files["outbox.db"])}
-    write(small_disk, files)
-    ballast = small_disk / "ballast"
+    write(full_disk, files)
+    ballast = full_disk / "ballast"
     ballast.write_bytes(bytes(1800 * 1024))
-    outbox = open_outbox(small_disk)
+    outbox = open_outbox(full_disk)
     with pytest.raises(OutboxFull):
         outbox.append([use(1)], now=NOON)
     outbox.close()
-    assert (small_disk / "outbox.db").read_bytes() == files["outbox.db"]
-    assert set_aside_files(str(small_disk / "outbox.db")) == []
+    assert (full_disk / "outbox.db").read_bytes() == files["outbox.db"]
+    assert set_aside_files(str(full_disk / "outbox.db")) == []
     ballast.unlink()
-    assert set(capture_goes_on(small_disk).keys) == set(made[False].live)
+    assert set(capture_goes_on(full_disk).keys) == set(made[False].live)
 
 
 # -- at any moment ----------------------------------------------------------------------
