@@ -8,6 +8,7 @@ from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_re
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib._sqlite.selecting import SENT, selected
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
+from meter_lib.usage import digest, fingerprint
 from meter_migrations import LATEST
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class SqliteOperations:
                         """,
                         {"now": now, "seq": seq},
                     )
+                    _remember_key(connection, seq)
                 replayed += changed
             connection.execute("UPDATE outbox SET dead_events = dead_events - ?", (replayed,))
         return replayed
@@ -159,6 +161,21 @@ class SqliteOperations:
                 {"n": len(removed)},
             )
         return len(removed)
+
+
+def _remember_key(connection: sqlite3.Connection, seq: int) -> None:
+    """Know the key beyond delivery, whoever chose it: a file of dead letters may hold it."""
+    key, payload, event_time = connection.execute(
+        "SELECT idempotency_key, payload, event_time FROM events WHERE seq = ?", (seq,)
+    ).fetchone()
+    connection.execute(
+        """
+        INSERT INTO known_keys (seq, key_digest, fingerprint, event_time, timestamp)
+        VALUES (?, ?, ?, ?, ?)
+        ON CONFLICT DO NOTHING
+        """,
+        (seq, digest(key), fingerprint(payload), event_time, event_time),
+    )
 
 
 def _oldest_recorded_at(connection: sqlite3.Connection) -> int | None:

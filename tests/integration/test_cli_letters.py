@@ -109,6 +109,23 @@ def test_an_import_again_takes_nothing_twice(operator: Operator) -> None:
     assert balance(operator) == before == (3, 1, 1, 1, 0)
 
 
+def test_what_a_replay_delivered_is_not_accepted_again(operator: Operator) -> None:
+    """Also where the outbox chose the key: the file is older than the delivery."""
+    with MeterClient(operator.path) as client:
+        client.post("t", "d", "m", 1, timestamp=TIME, metadata={"b": "1", "a": "2"})
+    with operator.opened() as outbox:
+        (event,) = outbox.due(now=TIME, limit=9, max_bytes=10**6)
+        outbox.settle(Settlement(buried=[Burial(event, "rejected", "")]), now=TIME)
+    operator.run("dead-letters", "export", "out.jsonl")
+    operator.run("dead-letters", "replay", "--all")
+    with operator.opened() as outbox:
+        (event,) = outbox.due(now=TIME, limit=9, max_bytes=10**6)
+        outbox.settle(Settlement(delivered=[event]), now=TIME)
+    ended = operator.run("dead-letters", "import", "out.jsonl", "--json")
+    assert (ended.code, ended.json["recorded"], ended.json["duplicates"]) == (0, 0, 1)
+    assert balance(operator) == (1, 0, 0, 1, 0)
+
+
 def test_what_was_purged_is_accepted_again(operator: Operator) -> None:
     """A purge by mistake can be taken back, whoever made the keys; then it is known again."""
     operator.bury("a", "b")

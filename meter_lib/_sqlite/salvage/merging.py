@@ -19,7 +19,7 @@ from meter_lib._sqlite.salvage.findings import Findings
 from meter_lib._sqlite.salvage.pages import Pages
 from meter_lib._sqlite.salvage.writing import carried, columns_of, insert, stream_id
 from meter_lib.upkeep import Taken
-from meter_lib.usage import digest
+from meter_lib.usage import digest, fingerprint
 
 if TYPE_CHECKING:
     import sqlite3
@@ -83,7 +83,7 @@ def _take(
             insert(connection, "events", row, columns["events"])
             dead += row["state"] == "dead"
             remembered: Row = {
-                "fingerprint": digest(str(row["payload"])),
+                "fingerprint": fingerprint(str(row["payload"])),
                 "event_time": row["event_time"],
                 **known.get(key, {}),
                 "seq": row["seq"],
