@@ -82,15 +82,8 @@ def fingerprint(payload: str) -> bytes:
     """`UsageEvent.fingerprint` of the event with this payload."""
     said = json.loads(payload)
     if len(said["metadata"]) > 1:
-        payload = _payload(
-            said["tenant_id"],
-            said["device_id"],
-            said["meter_id"],
-            said.get("total_usage"),
-            said.get("start_time"),
-            said.get("end_time"),
-            dict(sorted(said["metadata"].items())),
-        )
+        said["metadata"] = dict(sorted(said["metadata"].items()))
+        payload = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
     return digest(payload)
 
 

@@ -8,6 +8,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.index_space import expect_space
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connecti
     `mode` is `rw`, `ro`, or `ro&immutable=1`: the last makes no file beside it, and is
     for a file that nobody writes meanwhile.
     """
+    if not mode.endswith("immutable=1"):
+        expect_space(path)
     # Escaped byte for byte, it is the file that the system calls by that name, whatever
     # the name holds and whatever the encoding of file names is.
     name = "".join("/" if byte == 0x2F else f"%{byte:02x}" for byte in os.fsencode(path))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import meter_migrations
 from meter_lib._sqlite.connection import connect
 from meter_lib._sqlite.files import create_or_open, file_bytes, sync_file, sync_folder
+from meter_lib._sqlite.index_space import take_space
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.salvage.set_aside import (
     DamagedLog,
@@ -50,6 +51,7 @@ def _open_in_place(path: str, limits: Limits, timeout_seconds: float) -> sqlite3
         # Some builds of SQLite have another default for what the first migration is synced by.
         connection.execute("PRAGMA synchronous = FULL")
         _use_log(connection, path)
+        take_space(path, limits.max_log_bytes)
         meter_migrations.migrate(connection)
         if file_bytes(f"{path}-wal") == 0:
             # Made just now, or by somebody else who has not synced it yet. A file whose folder is
@@ -76,6 +78,7 @@ def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
     connection = connect(path, mode="ro", timeout_seconds=timeout_seconds)
     try:
         version = _schema_version(connection, path)
+        take_space(path)
     except BaseException:
         connection.close()
         raise

@@ -120,11 +120,6 @@ def test_a_disk_that_turns_read_only_is_survived(disk: Path, programs: Programs)
     assert [(row.seq, row.key) for row in found.rows] == list(enumerate(keys, 1))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="SQLite's index in shared memory is a mapped file; where a block is smaller than a page"
-    " of memory, touching it on a disk that has just become full is a SIGBUS",
-)
 def test_no_program_is_killed_for_a_full_disk_of_small_blocks(tmp_path: Path) -> None:
     """However little is free on a file system of blocks of 1 KiB, programs say so, and live on."""
     with small_disk("ext4", tmp_path, block_bytes=1024) as disk, Programs(disk) as programs:
