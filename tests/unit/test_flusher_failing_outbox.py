@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meter_lib.errors import OutboxUnavailable
-from meter_worker.backend import AccountFound, Refused
+from meter_worker.backend import AccountFound, Answered, Refused, Retriable
 from tests.fakes import reject_where, values
-from tests.unit.flusher_bench import named, numbered
+from tests.unit.flusher_bench import LATE, named, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
     from tests.unit.flusher_bench import Bench
 
 
-def fail_once(monkeypatch: pytest.MonkeyPatch, bench: Bench, name: str) -> None:
-    """Let the disk fail the next time that the outbox is to do this."""
+def fail_once(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench, name: str, *, after: int = 0
+) -> None:
+    """Let the disk fail the next time that the outbox is to do this, or `after` so many times."""
     works = getattr(bench.outbox, name)
+    left = [None] * after
 
-    def fails(*_: object, **__: object) -> None:
+    def fails(*arguments: Any, **others: Any) -> Any:
+        if left:
+            left.pop()
+            return works(*arguments, **others)
         monkeypatch.setattr(bench.outbox, name, works)
         raise OutboxUnavailable("the disk fails")
 
@@ -83,3 +90,26 @@ def test_what_was_refused_in_company_keeps_its_customer_over_a_restart(
     bench.flush_all()
     assert sorted(bench.backend.stored_keys) == numbered("e", 4)
     assert {value["customer_id"] for value in bench.backend.stored} == {"customer of t"}
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("after", range(3))
+def test_a_stream_that_could_be_set_aside_in_part_only_keeps_its_order(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: int, *, restarts: bool
+) -> None:
+    """Where the disk fails while parts of a stream are put back, the first of them go first."""
+    bench.post(*numbered("e", 8))
+    bench.backend.script(LATE, Answered([Retriable("busy")]))
+    bench.flush_all()
+    bench.wait()
+    [call] = bench.flusher.start()
+    answer = call.make()
+    fail_once(monkeypatch, bench, "queue", after=after)
+    with contextlib.suppress(OutboxUnavailable):
+        bench.flusher.finish(call, answer)
+    if restarts:
+        bench.restarted()
+    for _ in range(3):
+        bench.wait()
+        bench.flush_all()
+    assert bench.backend.stored_keys == numbered("e", 8)

@@ -80,7 +80,8 @@ class Again:
 
     def set_aside(self, chosen: Callable[[DueEvent], bool]) -> None:
         """Put the events chosen back behind those of their streams that wait, in the outbox."""
-        for parcel in list(self._parcels):
+        # The last first: should the outbox fail half-way, those that stay here are before them.
+        for parcel in self._parcels[::-1]:
             theirs = [event for event in parcel.events if chosen(event)]
             if theirs:
                 self._outbox.queue(theirs, customer_id=parcel.customer_id)
