@@ -180,11 +180,12 @@ class Oracle:
         for event in self.events.values():
             event.is_owed = False
 
-    def answer_account(self, tenant_id: str, account: str | None) -> None:
-        """The client has seen an answer of the accounts API."""
+    def answer_account(self, tenant_id: str, account: str | None, *, is_written: bool) -> None:
+        """The client has seen an answer of the accounts API; whether it could write it down."""
         if account == "absent":
+            # It may have been written before the outbox failed.
             self.misses[tenant_id] += 1
-        elif account == "found":
+        elif account == "found" and is_written:
             self.misses[tenant_id] = 0
 
     # -- what the file says ----------------------------------------------------------------

@@ -115,6 +115,8 @@ class World:
     # -- the device ---------------------------------------------------------------------
 
     def _open(self) -> None:
+        # A new process knows of the time line of waits only what the outbox tells it.
+        self.clock.follow(self.clock.now() - self.clock.uptime().milliseconds)
         self.outbox = open_outbox(self.settings)
         assert self.outbox.try_hold()
         self.faults.outbox = self.outbox
@@ -189,7 +191,9 @@ class World:
                     self.proxy.poison[key] = style
             events.append(arguments)
         now = self.clock.now()
-        receipts = self.outbox.append([usage_event(**given) for given in events], now=now)
+        receipts = self.outbox.append(
+            [usage_event(**given) for given in events], now=now, uptime=self.clock.uptime()
+        )
         for given, receipt in zip(events, receipts, strict=True):
             key = receipt["idempotency_key"]
             self._keys[key] = given
@@ -302,8 +306,7 @@ class World:
         self._tell(f"#{number} finished{failed}: {type(answer).__name__}")
         if not flight.is_delivery:
             tenant_id = flight.letter.url.rpartition("/")[2]
-            if is_written:
-                self.oracle.answer_account(tenant_id, said.account)
+            self.oracle.answer_account(tenant_id, said.account, is_written=is_written)
             return
         self.oracle.finish(number, said, handled=flight.handled, is_written=is_written)
         self.oracle.look()
@@ -362,16 +365,16 @@ class World:
         self.oracle.crash()
         self.outbox.close()
         if self.draw.random() < 0.3:
-            self._tell("the clock is wrong")
-            self._set_clock()
+            self._reboot()
         self._open()
         self.oracle.look()
 
-    def _set_clock(self) -> None:
-        jump = self.draw.choice([-40 * _DAY, -1800, -60, 60, 1800, 40 * _DAY])
+    def _reboot(self) -> None:
+        jump = self.draw.choice([-40 * _DAY, -1800, -60, 0, 60, 1800, 40 * _DAY])
+        self._tell(f"the machine comes up again, its clock {jump} s off")
         self._paused_until = None
-        self.clock = ManualClock(self.clock.now() + 1000 * jump)
-        self.proxy.clock = self.clock
+        self.clock.reboot(now=self.clock.now() + 1000 * jump)
+        self.clock.synchronised = self.draw.choice([None, True, False])
 
     def stop(self) -> None:
         """Let the process end in order: what is under way is broken off."""
