@@ -44,6 +44,8 @@ class Known:
         self.verdicts: list[Verdict] = []
         """Those that the client has seen, since it was last replayed."""
         self.was_refused = False
+        self.attempts = 0
+        """As charged in the outbox, when it was last looked at."""
 
 
 class Departure(NamedTuple):
@@ -57,19 +59,22 @@ class Departure(NamedTuple):
 class Oracle:
     """Raises `Broken` as soon as something is not as promised."""
 
-    def __init__(self, path: str, *, max_attempts: int) -> None:
+    def __init__(self, path: str, *, max_attempts: int, drops: bool) -> None:
         self.events: dict[str, Known] = {}
         self.posted = 0
         self.tick = 0
         self.requests = 0
         self.stored: dict[str, list[str]] = {}
         """What the proxy has stored, as it tells us."""
+        self.failed: set[str] = set()
+        """What it has not stored, once, though perhaps what came with it."""
         self.accepted: list[tuple[str, Verdict]] = []
         """Key and verdict of all that the client knows to be stored."""
         self.misses: dict[str, int] = defaultdict(int)
         """Of each tenant: how often in a row the accounts API said that it has no account."""
         self._path = path
         self._max_attempts = max_attempts
+        self._drops = drops
         self._streams: dict[str, list[Known]] = defaultdict(list)
         self._under_way: dict[int, Departure] = {}
         self._by_header: dict[str, tuple[str, ...]] = {}
@@ -109,6 +114,7 @@ class Oracle:
         for other in self._under_way.values():
             if streams & {event.stream for event in other.events}:
                 self._broken("one-under-way", f"{keys} and {[e.key for e in other.events]}")
+        self._check_company(events)
         for event, record in zip(events, records, strict=True):
             self._check_may_leave(event, record, keys)
         for event, record in zip(events, records, strict=True):
@@ -122,6 +128,13 @@ class Oracle:
             self._broken("header", f"{header} was sent with other records before")
         if self._by_records.setdefault(records, header) != header:
             self._broken("header", f"{header}: the same records had another header before")
+
+    def _check_company(self, events: Sequence[Known]) -> None:
+        tried = {event.stream: event for event in reversed(events) if event.attempts}
+        for event in events:
+            first = tried.get(event.stream, event)
+            if first.seq < event.seq:
+                self._broken("company", f"{event.key} may be stored before {first.key}")
 
     def _check_may_leave(self, event: Known, record: str, keys: tuple[str, ...]) -> None:
         key = event.key
@@ -229,6 +242,7 @@ class Oracle:
                 self._check_was_stored(event)
                 continue
             state, attempts, reason = row
+            event.attempts = attempts
             if state == "dead" and not event.is_dead:
                 self._check_was_proven(event, str(reason))
                 event.is_dead = event.was_dead = True
@@ -240,9 +254,15 @@ class Oracle:
                 self._broken("attempts", f"{event.key} has {attempts}, was asked for {charged}")
 
     def _check_was_stored(self, event: Known) -> None:
+        was_told = any(verdict.fate == STORED for verdict in event.verdicts)
+        if self._drops and not was_told:
+            if event.is_open:
+                self._broken("dropped", f"{event.key} may have been stored, and is dropped")
+            event.is_purged = event.is_gone = True
+            return
         if not self.stored.get(event.key):
             self._broken("stored", f"{event.key} has left the outbox and was never stored")
-        if not any(verdict.fate == STORED for verdict in event.verdicts):
+        if not was_told:
             self._broken("told", f"{event.key} has left the outbox, but nobody said it was stored")
         event.is_gone = True
         event.is_owed = False
@@ -295,10 +315,19 @@ class Oracle:
             self._broken("sums", f"{posted} units posted, {delivered}, {removed}, {here} counted")
 
     def check_arrivals(self) -> None:
-        """Each key was stored with one content only."""
+        """Each key was stored with one content only, those of a stream first in their order."""
         for key, records in self.stored.items():
             if len(set(records)) > 1:
                 self._broken("content", f"{key} was stored as {set(records)}")
+        # In the order of their first arrivals.
+        latest: dict[str, Known] = {}
+        for event in (self.events[key] for key, records in self.stored.items() if records):
+            if event.was_refused or event.was_dead or event.key in self.failed:
+                continue
+            before = latest.setdefault(event.stream, event)
+            if event.seq < before.seq:
+                self._broken("arrivals", f"{event.key} arrived after {before.key}")
+            latest[event.stream] = event
 
     def _broken(self, rule: str, words: str) -> NoReturn:
         raise Broken(f"[{rule}] {words}")

@@ -42,6 +42,8 @@ class Said(NamedTuple):
     """The fate of each record as far as the answer tells it."""
     is_outage: bool = False
     retry_after_seconds: float | None = None
+    retry_after_at: float | None = None
+    """Seconds since the epoch, where it asks for a date."""
     whole: bool = False
     """Whether it refuses the request, not its records."""
     account: str | None = None
@@ -59,13 +61,15 @@ class Proxy:
         self.limit = limit
         self.stored: dict[str, list[str]] = defaultdict(list)
         """The records stored under each idempotency key, in the order they came."""
-        self.log: list[str] = []
-        """The keys in the order they were stored."""
+        self.failed: set[str] = set()
+        """Keys that were not stored, once, while others in the same request may have been."""
         self.poison: dict[str, str] = {}
         """Keys that are never accepted: as a `request` with them, or as a `record` of one."""
         self.moods: Sequence[tuple[str, float]] = [("good", 1.0)]
         self.sick_streams: set[str] = set()
         """Streams whose partition wants everything again."""
+        self.flaky = 0.0
+        """How often a record is wanted again, whatever becomes of its neighbours."""
         self.accounts_moods: Sequence[tuple[str, float]] = [("found", 1.0)]
         self.absent: set[str] = set()
         self.customers: dict[str, int] = {}
@@ -118,16 +122,19 @@ class Proxy:
             fates = [bad[partition] for partition in partitions]
         produced = []
         for record, value, fate, partition in zip(records, values, fates, partitions, strict=True):
-            if not fate:
+            if fate:
+                self.failed.add(value["idempotency_key"])
+            else:
                 self.stored[value["idempotency_key"]].append(record)
-                self.log.append(value["idempotency_key"])
             produced.append(Produced(fate or STORED, partition))
         return produced
 
     def _fate(self, value: Value) -> str:
         if self.poison.get(value["idempotency_key"]) == "record":
             return REJECTED
-        return RETRIABLE if _stream(value) in self.sick_streams else ""
+        if _stream(value) in self.sick_streams or self.draw.random() < self.flaky:
+            return RETRIABLE
+        return ""
 
     def _good(self, letter: Letter) -> Said:
         produced = self._produce(letter)
@@ -147,13 +154,8 @@ class Proxy:
                 return Said(reply, [UNKNOWN] * len(told))
         return Said(reply, told)
 
-    def _unknown(self, letter: Letter, answer: Answer, retry_after: float | None = None) -> Said:
-        return Said(
-            answer,
-            [UNKNOWN] * len(letter.records),
-            is_outage=True,
-            retry_after_seconds=retry_after,
-        )
+    def _unknown(self, letter: Letter, answer: Answer) -> Said:
+        return Said(answer, [UNKNOWN] * len(letter.records), is_outage=True)
 
     def _store_and_drop(self, letter: Letter) -> Said:
         self._produce(letter)
@@ -175,18 +177,19 @@ class Proxy:
         status = self.draw.choice(_OUTAGE_STATUSES)
         headers: dict[str, str] = {}
         seconds: float | None = None
+        at: float | None = None
         if status in {429, 503} and self.draw.random() < 0.5:
             seconds = float(self.draw.choice([1, 7, 60, 900, 3600, 86_400]))
             headers["Retry-After"] = str(int(seconds))
             if self.draw.random() < 0.5:
-                # To whole seconds, and by the wall clock that the client reads later.
-                at = self.clock.now() / 1000 + seconds
+                at = self.clock.now() // 1000 + seconds
                 headers["Retry-After"] = email.utils.formatdate(at, usegmt=True)
                 seconds = None
         reply = json_reply(status, {"error_code": status, "message": "no"}, headers)
         if self.draw.random() < 0.3:
             reply = Reply(status, {"Content-Type": "text/plain"} | headers, b"no")
-        return self._unknown(letter, reply, seconds)
+        said = self._unknown(letter, reply)
+        return said._replace(retry_after_seconds=seconds, retry_after_at=at)
 
     def _redirect(self, letter: Letter) -> Said:
         where = {"Location": "http://127.0.0.1/login"}

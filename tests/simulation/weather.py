@@ -43,9 +43,10 @@ def change_weather(
     for tenant in tenants:
         if draw.random() < 0.2:
             proxy.customers[tenant] += 1
+    proxy.flaky = draw.choice([0.0, 0.0, 0.1, 0.5])
     faults.fails = draw.choice([0.0, 0.0, 0.0, 0.05, 0.3])
     return (
-        f"weather: {proxy.moods}, sick {sorted(proxy.sick_streams)}, accounts "
+        f"weather: {proxy.moods}, sick {sorted(proxy.sick_streams)}, flaky {proxy.flaky}, accounts "
         f"{proxy.accounts_moods}, absent {proxy.absent}, disk fails {faults.fails}"
     )
 
@@ -56,4 +57,5 @@ def clear_up(proxy: Proxy, faults: FlakyOutbox) -> None:
     proxy.accounts_moods = [("found", 1.0)]
     proxy.absent = set()
     proxy.sick_streams = set()
+    proxy.flaky = 0.0
     faults.fails = 0.0

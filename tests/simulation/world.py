@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meter_lib.errors import KeyConflict, OutboxUnavailable
+from meter_lib.errors import KeyConflict, OutboxFull, OutboxUnavailable
 from meter_lib.opening import open_outbox
 from meter_lib.outbox import Selector
 from meter_lib.settings import Settings
@@ -25,6 +25,7 @@ from tests.simulation.dialects import DIALECTS, STORED, UNKNOWN
 from tests.simulation.flaky import FlakyOutbox
 from tests.simulation.oracle import Broken, Oracle
 from tests.simulation.proxy import Proxy, Said
+from tests.simulation.rate import RateCheck
 from tests.simulation.weather import change_weather, clear_up
 from tests.simulation.wire import Letter, OnTheWire, Wire
 
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 
 URL = "http://127.0.0.1:1"
 _DAY = 86_400
+_SMALL = 4 * 1024 * 1024
 # At the outbox, until all is delivered in fair weather.
-_MOST_LOOKS = 3000
+_MOST_LOOKS = 10_000
+_LOGGERS = ("meter_lib", "meter_worker")
 _TENANTS = ("alpha", "beta", "gamma", "ghost")
 
 
@@ -72,29 +75,36 @@ class World:
         # tenacity draws from here.
         random.seed(seed)
         self.clock = ManualClock(NOON)
-        self.settings = Settings(
-            outbox=os.path.join(folder, "outbox.db"),
-            stream_url=URL,
-            accounts_url=URL,
-            batch_size=draw.choice([1, 2, 5, 20, 50]),
-            batch_bytes=draw.choice([1024, 4096, 1_000_000]),
-            max_in_flight=draw.randint(1, 6),
-            max_attempts=draw.choice([1, 2, 3, 5, 10]),
-            rate=draw.choice([None, None, 2, 100]),
-            reconnect_spread=draw.choice([0, 30]),
-            backoff_base=draw.choice([0.1, 1, 10]),
-            backoff_max=draw.choice([10, 300]),
-            account_ttl=draw.choice([1, 60, 3600]),
-            compression=draw.choice(["none", "none", "gzip"]),
-            max_bytes=64 * 1024 * 1024,
-        )
+        drops = draw.random() < 0.15
+        self._given: dict[str, Any] = {
+            "outbox": os.path.join(folder, "outbox.db"),
+            "stream_url": URL,
+            "accounts_url": URL,
+            "max_attempts": draw.choice([1, 2, 3, 5, 10]),
+            "rate": draw.choice([None, None, 2, 100]),
+            "reconnect_spread": draw.choice([0, 30]),
+            "backoff_base": draw.choice([0.1, 1, 10]),
+            "backoff_max": draw.choice([10, 300]),
+            "account_ttl": draw.choice([1, 60, 3600]),
+            "compression": draw.choice(["none", "none", "gzip"]),
+            "max_bytes": _SMALL if drops else 16 * _SMALL,
+            "when_full": "drop-oldest" if drops else "refuse",
+        }
+        self._choose_sizes()
         dialect = draw.choice(DIALECTS)
         self.pinned = dialect if draw.random() < 0.5 else "auto"
-        self.proxy = Proxy(draw, self.clock, dialect, limit=draw.choice([2500, 20_000, 10**6]))
+        limit = 10**6 if drops else draw.choice([2500, 20_000, 10**6])
+        self.proxy = Proxy(draw, self.clock, dialect, limit=limit)
         self.proxy.pinned = self.pinned != "auto"
         self.proxy.customers = dict.fromkeys(_TENANTS, 1)
-        self.oracle = Oracle(self.settings.outbox, max_attempts=self.settings.max_attempts)
+        self.drops = drops
+        """Whether the outbox is small, its events are large, and the oldest make room for new."""
+        self.oracle = Oracle(
+            self.settings.outbox, max_attempts=self.settings.max_attempts, drops=drops
+        )
+        self.rate_check = RateCheck(self.settings.rate)
         self.oracle.stored = self.proxy.stored
+        self.oracle.failed = self.proxy.failed
         self.wire = Wire()
         self.flights: list[Flight] = []
         self.orphans: list[Letter] = []
@@ -104,6 +114,7 @@ class World:
         self.tenants = _TENANTS[: draw.randint(1, 4)]
         self.has_poison = draw.random() < 0.6
         self._keys: dict[str, dict[str, Any]] = {}
+        self._too_large: set[str] = set()
         self._number = 0
         self._ends_at = 0
         self._open()
@@ -161,6 +172,7 @@ class World:
             (self.stop, 0.5),
             (self.set_clock, 0.5),
             (self.operate, 1),
+            (self.try_now, 0.5),
             (self.rival, 0.3),
             (self.post_again, 0.5),
         ]
@@ -187,13 +199,25 @@ class World:
                     filler = "x" * 8000
                     count = self.proxy.limit // 8000 + 1
                     arguments["metadata"] = {f"f{number}": filler for number in range(count)}
+                    self._too_large.add(key)
                 elif style != "large":
                     self.proxy.poison[key] = style
+            if self.drops:
+                filler = "x" * 8000
+                arguments["metadata"] = {f"f{number}": filler for number in range(self._fillers())}
             events.append(arguments)
-        now = self.clock.now()
-        receipts = self.outbox.append(
-            [usage_event(**given) for given in events], now=now, uptime=self.clock.uptime()
-        )
+        try:
+            receipts = self.outbox.append(
+                [usage_event(**given) for given in events],
+                now=self.clock.now(),
+                uptime=self.clock.uptime(),
+            )
+        except OutboxFull:
+            if not self.drops:
+                raise
+            self._tell("post: full, and nothing to drop")
+            self.oracle.look()
+            return
         for given, receipt in zip(events, receipts, strict=True):
             key = receipt["idempotency_key"]
             self._keys[key] = given
@@ -202,9 +226,17 @@ class World:
         self._tell(f"post {[receipt['idempotency_key'] for receipt in receipts]}")
         self.oracle.look()
 
+    def _fillers(self) -> int:
+        return self.draw.choice([0, 1, 4, 7])
+
     def post_again(self) -> None:
         """Record an event again under the caller's own key: nothing is added."""
-        known = [(key, given) for key, given in self._keys.items() if given["idempotency_key"]]
+        known = [
+            (key, given)
+            for key, given in self._keys.items()
+            # One that was dropped, or purged, is unknown.
+            if given["idempotency_key"] and not self.oracle.events[key].is_purged
+        ]
         if not known:
             return
         key, given = self.draw.choice(known)
@@ -239,6 +271,8 @@ class World:
                 self._tell(f"#{call.number} leaves with {_keys_of(flight.letter)}")
                 self._check_pause()
                 self.oracle.issue(call.number, flight.letter)
+                if self.rate_check.exceeds(self.clock.steady(), len(flight.letter.records)):
+                    raise Broken(f"[rate] more than {self.settings.rate} a second")
             else:
                 self._tell(f"#{call.number} asks {flight.letter.url.rpartition('/')[2]}")
         deliveries = sum(flight.is_delivery for flight in self.flights)
@@ -253,6 +287,7 @@ class World:
             raise Broken(f"[pause] a request leaves {until - self.clock.steady()} ms early")
 
     _paused_until: int | None = None
+    _asked_until = 0
 
     def handle(self) -> None:
         """Let a peer handle one of the requests under way."""
@@ -326,9 +361,14 @@ class World:
             return
         if until is None:
             raise Broken("[pause] an outage, and no pause")
-        asked_for = min(said.retry_after_seconds or 0, 3600)
-        if asked_for and until < self.clock.steady() + 1000 * asked_for:
+        asked_for = said.retry_after_seconds or 0
+        if said.retry_after_at is not None:
+            # By the wall clock as it is now.
+            asked_for = said.retry_after_at - self.clock.now() / 1000
+        asked_until = self.clock.steady() + round(1000 * max(0, min(asked_for, 3600)))
+        if until < asked_until > self.clock.steady():
             raise Broken(f"[retry-after] asked for {asked_for} s, waits until {until}")
+        self._asked_until = max(self._asked_until, asked_until)
 
     def wait(self) -> None:
         """Let time pass: a moment, until there is something to do, or long."""
@@ -361,13 +401,28 @@ class World:
         self._restart()
 
     def _restart(self) -> None:
-        self.flights.clear()
-        self.oracle.crash()
+        self._forget_process()
         self.outbox.close()
         if self.draw.random() < 0.3:
             self._reboot()
+        if self.draw.random() < 0.3:
+            self._choose_sizes()
         self._open()
         self.oracle.look()
+
+    def _forget_process(self) -> None:
+        self.flights.clear()
+        self.oracle.crash()
+        self.rate_check.start_over()
+        self._asked_until = 0
+
+    def _choose_sizes(self) -> None:
+        self.settings = Settings(
+            **self._given,
+            batch_size=self.draw.choice([1, 2, 5, 20, 50]),
+            batch_bytes=self.draw.choice([1024, 4096, 1_000_000]),
+            max_in_flight=self.draw.randint(1, 6),
+        )
 
     def _reboot(self) -> None:
         jump = self.draw.choice([-40 * _DAY, -1800, -60, 0, 60, 1800, 40 * _DAY])
@@ -408,6 +463,15 @@ class World:
             self.outbox.purge(seqs)
             self.oracle.look(purged=keys)
 
+    def try_now(self) -> None:
+        """Let an operator end the pauses, save what the backend has asked for."""
+        with contextlib.suppress(OutboxUnavailable):
+            self.flusher.try_now()
+        until = self.outbox.link("events").next_attempt_at
+        if self._asked_until > self.clock.steady() and (until or 0) < self._asked_until:
+            raise Broken(f"[try-now] asked to wait until {self._asked_until}, waits until {until}")
+        self._paused_until = until
+
     def rival(self) -> None:
         """Let another flusher try for the hold: it gets it only after our death."""
         with contextlib.closing(open_outbox(self.settings)) as other:
@@ -416,8 +480,7 @@ class World:
             if self.draw.random() < 0.5:
                 return
             self._tell("crash, and another takes over")
-            self.flights.clear()
-            self.oracle.crash()
+            self._forget_process()
             self.outbox.close()
             if not other.try_hold():
                 raise Broken("[hold] the holder is dead, and nobody can take over")
@@ -502,7 +565,7 @@ class World:
         self.oracle.post(key, f"{self.tenants[0]}/canary/m", 1)
 
     def _is_poison(self, key: str) -> bool:
-        return key in self.proxy.poison or "metadata" in self._keys[key]
+        return key in self.proxy.poison or key in self._too_large
 
     def _limits(self, left: int) -> Limits:
         seconds = 2 * 3600 + 20 * self.settings.backoff_max
@@ -520,12 +583,13 @@ class _Quiet:
     """The log of the product is not printed while many worlds run."""
 
     def __enter__(self) -> None:
-        logger = logging.getLogger("meter_worker")
-        self._level, self._propagate = logger.level, logger.propagate
-        logger.setLevel(logging.CRITICAL + 1)
+        self._levels = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
+        for logger in self._levels:
+            logger.setLevel(logging.CRITICAL + 1)
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("meter_worker").setLevel(self._level)
+        for logger, level in self._levels.items():
+            logger.setLevel(level)
 
 
 def run(seed: int, steps: int, *, story: list[str] | None = None) -> int:

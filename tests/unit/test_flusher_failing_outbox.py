@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from tests.unit.flusher_bench import Bench
 
 
-def fail_once(
-    monkeypatch: pytest.MonkeyPatch, bench: Bench, name: str, *, after: int = 0
-) -> None:
+def fail_once(monkeypatch: pytest.MonkeyPatch, bench: Bench, name: str, *, after: int = 0) -> None:
     """Let the disk fail the next time that the outbox is to do this, or `after` so many times."""
     works = getattr(bench.outbox, name)
     left = [None] * after
