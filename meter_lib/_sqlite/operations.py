@@ -129,6 +129,16 @@ class SqliteOperations:
                         {"now": now, "seq": seq},
                     )
                     _remember_key(connection, seq)
+                    # Perhaps the tenant has an account by now: it is asked for anew.
+                    connection.execute(
+                        """
+                        UPDATE accounts SET misses = 0, ask_again_at = NULL
+                        WHERE customer_id IS NULL
+                          AND tenant_id = (SELECT tenant_id FROM streams WHERE stream_id =
+                                           (SELECT stream_id FROM events WHERE seq = ?))
+                        """,
+                        (seq,),
+                    )
                 replayed += changed
             connection.execute("UPDATE outbox SET dead_events = dead_events - ?", (replayed,))
         return replayed

@@ -44,6 +44,8 @@ class Known:
         self.verdicts: list[Verdict] = []
         """Those that the client has seen, since it was last replayed."""
         self.was_refused = False
+        self.misses_before = 0
+        """How often its tenant had been missed when it was replayed."""
         self.attempts = 0
         """As charged in the outbox, when it was last looked at."""
 
@@ -72,6 +74,7 @@ class Oracle:
         """Key and verdict of all that the client knows to be stored."""
         self.misses: dict[str, int] = defaultdict(int)
         """Of each tenant: how often in a row the accounts API said that it has no account."""
+        self._all_misses: dict[str, int] = defaultdict(int)
         self._path = path
         self._max_attempts = max_attempts
         self._drops = drops
@@ -198,6 +201,7 @@ class Oracle:
         if account == "absent":
             # It may have been written before the outbox failed.
             self.misses[tenant_id] += 1
+            self._all_misses[tenant_id] += 1
         elif account == "found" and is_written:
             self.misses[tenant_id] = 0
 
@@ -223,6 +227,7 @@ class Oracle:
         for key in replayed:
             event = self.events[key]
             event.is_dead = False
+            event.misses_before = self._all_misses[event.tenant_id]
             event.verdicts.clear()
         self._look_at_rows(rows)
         gone = [event for event in self.events.values() if event.is_gone]
@@ -270,8 +275,9 @@ class Oracle:
 
     def _check_was_proven(self, event: Known, reason: str) -> None:
         if reason == "customer_not_found":
-            if self.misses[event.tenant_id] < self._max_attempts:
-                self._broken("account", f"{event.key} is dead after {self.misses} answers")
+            since = self._all_misses[event.tenant_id] - event.misses_before
+            if min(since, self.misses[event.tenant_id]) < self._max_attempts:
+                self._broken("account", f"{event.key} is dead after {self.misses}, {since} answers")
             return
         words = lacks_proof(
             event.key,

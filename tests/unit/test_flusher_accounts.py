@@ -15,6 +15,7 @@ from tests.unit.flusher_bench import (
     BASE,
     DOWN,
     LONGEST,
+    all_delivered,
     named,
     numbered,
 )
@@ -122,6 +123,37 @@ def test_a_tenant_given_up_begins_with_a_clean_slate(bench_with: Callable[..., B
     bench.wait()
     bench.flush_all()
     assert bench.backend.stored_keys == ["n2"]
+
+
+def test_a_replayed_event_of_an_unknown_tenant_is_asked_about_at_once(
+    bench_with: Callable[..., Bench],
+) -> None:
+    """Whoever makes the account and replays has it delivered: nothing waits, nothing dies again."""
+    bench = bench_with(max_attempts=1)
+    bench.accounts.answers["t"] = AccountUnknown("no such tenant")
+    bench.post("a")
+    bench.flush_all()
+    assert bench.dead == [("a", "customer_not_found")]
+    bench.accounts.answers["t"] = AccountFound('"made by now"')
+    bench.outbox.replay([letter.seq for letter in bench.letters], now=bench.clock.now())
+    bench.flush_all()
+    assert bench.counts == all_delivered(1)
+
+
+def test_a_replayed_event_of_an_unknown_tenant_has_all_its_answers_again(
+    bench_with: Callable[..., Bench],
+) -> None:
+    """Who was given up once is given up anew only after as many answers as allowed."""
+    bench = bench_with(max_attempts=3)
+    bench.accounts.answers["t"] = AccountUnknown("no such tenant")
+    bench.post("a")
+    bench.live(3 * LONGEST, step=10)
+    assert bench.dead == [("a", "customer_not_found")]
+    asked = len(bench.accounts.asked)
+    bench.outbox.replay([letter.seq for letter in bench.letters], now=bench.clock.now())
+    while not bench.dead:
+        bench.live(10, step=10)
+    assert len(bench.accounts.asked) == asked + 3
 
 
 def test_an_outage_of_the_accounts_api_holds_only_who_must_be_asked_about(bench: Bench) -> None:

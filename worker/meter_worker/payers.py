@@ -70,6 +70,8 @@ class Payers:
     def answered(self, question: Question, answer: AccountAnswer) -> None:
         """Write down what the accounts API said."""
         self._accounts.answered(question.tenant_id, answer, sent_in=question.outage)
+        # Whoever is left of them has been replayed, or waits as often again.
+        self._given_up.pop(question.tenant_id, None)
         self._known.pop(question.tenant_id, None)
         who = self.of(question.tenant_id)
         if isinstance(who, Unknown) and who.misses >= self._max_attempts:
