@@ -59,6 +59,7 @@ class Shape(Enum):
     NOTHING = "no body"
     PAGE = "HTML or XML"
     TEXT = "text that is no JSON"
+    BROKEN = "neither text nor whole JSON"
     JSON = "JSON without `offsets`"
     NO_ENTRIES = "`offsets` without entries"
     GARBLED = "`offsets` with an entry that is none"
@@ -196,7 +197,18 @@ def _shape(body: bytes, parsed: object) -> Shape:
     text = body.strip()
     if not text:
         return Shape.NOTHING
-    return Shape.PAGE if text.startswith(b"<") else Shape.TEXT
+    if text.startswith(b"<"):
+        return Shape.PAGE
+    return Shape.TEXT if _is_readable(text) else Shape.BROKEN
+
+
+def _is_readable(text: bytes) -> bool:
+    """Return whether it is text for people: JSON that was cut short is none."""
+    try:
+        words = text.decode().split()
+    except UnicodeDecodeError:
+        return False
+    return not text.startswith((b"{", b"[", b'"')) and "".join(words).isprintable()
 
 
 def _entry(value: object, pinned: Dialect | None) -> Entry | None:

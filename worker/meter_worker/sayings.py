@@ -58,7 +58,7 @@ IN_USE = Saying(
         r"|being processed|still (?:running|processing)|concurrent)"
     ),
 )
-AN_ERROR = Saying("an error at the top", re.compile(r"^error(?: code)?\b"))
+AN_ERROR = Saying("an error", re.compile(r"^[^:]*\berrors?\b"))
 TOO_LARGE = Saying(
     "too large",
     re.compile(r"maximum message size|max\.request\.size|recordtoolarge|larger than"),

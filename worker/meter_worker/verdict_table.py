@@ -244,7 +244,7 @@ DELIVERY_ROWS: tuple[AnswerRow, ...] = (
         None,
         Action.PAUSE,
         "not the answer of a Kafka REST proxy (a gateway on the way)",
-        "A gateway's page is not the backend's word on an event.",
+        "A page, or half an answer, is not the backend's word on an event.",
     ),
     *_OUTAGES,
 )
