@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING
 
 from meter_worker.backend import (
     Delivered,
     Retriable,
+    Unavailable,
 )
 from tests.fakes import each
 from tests.unit.flusher_bench import (
@@ -95,6 +97,28 @@ def test_the_view_is_bounded_whatever_the_backlog(bench_with: Callable[..., Benc
         bench.flusher.finish(call, call.make())
     bench.flush_all()
     assert bench.counts == all_delivered(100)
+
+
+def test_streams_without_room_in_view_take_no_memory_for_their_events(
+    bench_with: Callable[..., Bench],
+) -> None:
+    """Of a tenant that cannot be sent for, what does not fit into the view is not kept."""
+    bench = bench_with(batch_size=5, batch_bytes=100_000)
+    bench.post("known", tenant_id="u")
+    bench.flush_all()
+    bench.accounts.answers["t"] = Unavailable("down")
+    large = {f"f{number}": "x" * 8000 for number in range(7)}
+    for number in range(100):
+        bench.post(f"e{number}", meter_id=f"m{number}", metadata=large)
+    bench.post("behind", tenant_id="u")
+    tracemalloc.start()
+    try:
+        bench.flush_all()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert bench.backend.stored_keys == ["known", "behind"]
+    assert held < 1_000_000
 
 
 def test_the_value_keeps_when_it_happened_and_its_place_in_the_outbox(bench: Bench) -> None:

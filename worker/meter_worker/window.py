@@ -108,7 +108,8 @@ class Window:
     def _pass_over(self, event: DueEvent) -> None:
         if not self._passed_over:
             self._first_passed_over = event.seq - 1
-        self._passed_over[event.stream_id] = event
+        # Whether it waits is told without what it carries, and there may be many streams.
+        self._passed_over[event.stream_id] = event._replace(payload="")
 
     def _add(self, event: DueEvent) -> None:
         device = self.devices.setdefault((event.tenant_id, event.device_id), {})
