@@ -468,9 +468,11 @@ class World:
         with contextlib.suppress(OutboxUnavailable):
             self.flusher.try_now()
         until = self.outbox.link("events").next_attempt_at
-        if self._asked_until > self.clock.steady() and (until or 0) < self._asked_until:
+        is_asked = self._asked_until > self.clock.steady()
+        if is_asked and (until or 0) < self._asked_until:
             raise Broken(f"[try-now] asked to wait until {self._asked_until}, waits until {until}")
-        self._paused_until = until
+        if until != self._paused_until:
+            self._paused_until = until if is_asked else None
 
     def rival(self) -> None:
         """Let another flusher try for the hold: it gets it only after our death."""
