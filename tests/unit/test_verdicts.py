@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from meter_worker.answers import retry_after_seconds
 from meter_worker.backend import (
     AccountFound,
     AccountUnknown,
@@ -698,6 +699,24 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float)
     assert told(judged(503, b"no", retry_after=value)) == told(
         Unavailable("HTTP 503: no", float(seconds))
     )
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        ("Thu, 01 Jan 2032 00:00:10 GMT", 50),
+        ("Thu, 01 Jan 2032 00:01:10 GMT", 0),
+        ("soon", 3600),
+        ("", 3600),
+    ],
+)
+def test_a_date_to_come_again_is_meant_by_the_clock_of_whoever_names_it(
+    date: str, seconds: float
+) -> None:
+    """A device whose own clock is years off waits no longer, and no shorter, than it was asked."""
+    headers = {"Date": date, "Retry-After": "Thu, 01 Jan 2032 00:01:00 GMT"}
+    asked_for = retry_after_seconds(headers, 1000 * (1_956_528_060 - 3600))
+    assert asked_for == seconds
 
 
 @pytest.mark.parametrize(

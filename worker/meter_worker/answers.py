@@ -146,18 +146,32 @@ def account_answer(status: int, body: bytes) -> Answer:
 def retry_after_seconds(headers: Mapping[str, str], now: int) -> float | None:
     """Return the seconds that `Retry-After` asks for (RFC 9110, 10.2.3), or None.
 
-    `now` (milliseconds since the epoch) is for a date.
+    A date is meant by the clock of whoever names it, which the answer's own `Date` shows: ours
+    may be years off. Where there is none, `now` (milliseconds since the epoch) must do.
     """
-    value = next((v for k, v in headers.items() if k.lower() == "retry-after"), "").strip()
+    value = _header(headers, "retry-after")
     if value.isascii() and value.isdigit():
         return min(float(value), _LONGEST_WAIT_SECONDS)
+    until = _seconds_of(value)
+    if until is None:
+        return None
+    answered_at = _seconds_of(_header(headers, "date"))
+    return max(0.0, until - (now / 1000 if answered_at is None else answered_at))
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    return next((v for k, v in headers.items() if k.lower() == name), "").strip()
+
+
+def _seconds_of(date: str) -> float | None:
+    """Return the seconds since the epoch of a date as HTTP writes it, or None."""
     try:
-        date = email.utils.parsedate_to_datetime(value)
+        instant = email.utils.parsedate_to_datetime(date)
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, date.timestamp() - now / 1000)
+    if instant.tzinfo is None:
+        instant = instant.replace(tzinfo=timezone.utc)
+    return instant.timestamp()
 
 
 def shown(value: object) -> str:

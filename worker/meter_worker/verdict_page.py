@@ -25,8 +25,9 @@ Redpanda's HTTP proxy. They share no word for success or failure, so an answer i
 shape and words together. In each table the first row that matches wins.
 
 - **Outage**: the link pauses, no event is to blame, and whatever may have been stored goes again
-  under the same keys. `Retry-After` is honoured in seconds and as a date. Where it **wants an
-  operator**, waiting alone will hardly help.
+  under the same keys. `Retry-After` is honoured in seconds and as a date, which is compared with
+  the answer's own `Date`; at most for an hour. Where it **wants an operator**, waiting alone will
+  hardly help.
 - **Refused**, **rejected**: a dead letter only once it is proven: alone, after another event was
   accepted, alone again.
 - **Retriable**: this record is tried again; only such answers count against `METER_MAX_ATTEMPTS`.
