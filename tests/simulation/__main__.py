@@ -2,6 +2,8 @@
 
 python -m tests.simulation --seed 7 --steps 400
 python -m tests.simulation --seconds 600
+
+Without end, or for so long, it begins with seeds that nobody has run, unless told which.
 """
 
 # ruff: noqa: T201  # it prints what it found
@@ -21,7 +23,7 @@ def main() -> int:
     """Return 0 if all worlds kept the promises."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seed", type=int, help="run this one, and tell its story if it fails")
-    parser.add_argument("--first", type=int, default=0, help="the seed to begin with")
+    parser.add_argument("--first", type=int, help="the seed to begin with")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seconds", type=float, help="how long (default: until interrupted)")
     parser.add_argument("--all", action="store_true", help="go on after a failure")
@@ -30,9 +32,9 @@ def main() -> int:
         return _one(given.seed, given.steps)
     began = time.monotonic()
     failed = 0
-    seed = given.first
+    first = seed = int(time.time()) * 1000 if given.first is None else given.first
     try:
-        for seed in itertools.count(given.first):
+        for seed in itertools.count(first):
             if given.seconds is not None and time.monotonic() - began > given.seconds:
                 break
             if seed % 100 == 0 and sys.stderr.isatty():
@@ -47,7 +49,7 @@ def main() -> int:
                     return 1
     except KeyboardInterrupt:
         pass
-    print(f"{seed - given.first} worlds of {given.steps} steps, {failed} failed")
+    print(f"{seed - first} worlds of {given.steps} steps, {failed} failed")
     return 1 if failed else 0
 
 

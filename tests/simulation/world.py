@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meter_lib.errors import KeyConflict, OutboxFull, OutboxUnavailable
 from meter_lib.opening import open_outbox
-from meter_lib.outbox import Selector
+from meter_lib.outbox import ImportedLetter, Selector
 from meter_lib.settings import Settings
 from meter_lib.usage import usage_event
 from meter_worker.assembly import flusher_over
@@ -32,6 +32,7 @@ from tests.simulation.wire import Letter, OnTheWire, Wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meter_lib.outbox import DeadLetter
     from meter_worker.flusher import Call, Flusher
 
 URL = "http://127.0.0.1:1"
@@ -115,6 +116,7 @@ class World:
         self.has_poison = draw.random() < 0.6
         self._keys: dict[str, dict[str, Any]] = {}
         self._too_large: set[str] = set()
+        self._purged: list[DeadLetter] = []
         self._number = 0
         self._ends_at = 0
         self._open()
@@ -171,7 +173,7 @@ class World:
             (self.crash, 1),
             (self.stop, 0.5),
             (self.set_clock, 0.5),
-            (self.operate, 1),
+            (self.operate, 3),
             (self.try_now, 0.5),
             (self.rival, 0.3),
             (self.post_again, 0.5),
@@ -193,6 +195,8 @@ class World:
                 "total_usage": self.draw.randrange(2**40),
                 "idempotency_key": key,
             }
+            if self.draw.random() < 0.2:
+                arguments["timestamp"] = NOON - self.draw.randrange(10**9)
             if self.has_poison and key and self.draw.random() < 0.06:
                 style = self.draw.choice(["request", "record", "large"])
                 if style == "large" and self.proxy.limit < 60_000:
@@ -222,7 +226,7 @@ class World:
             key = receipt["idempotency_key"]
             self._keys[key] = given
             stream = f"{given['tenant_id']}/{given['device_id']}/{given['meter_id']}"
-            self.oracle.post(key, stream, given["total_usage"])
+            self.oracle.post(key, stream, given["total_usage"], given.get("timestamp"))
         self._tell(f"post {[receipt['idempotency_key'] for receipt in receipts]}")
         self.oracle.look()
 
@@ -449,19 +453,55 @@ class World:
         self.clock.jump(self.draw.choice([-30 * _DAY, -3600, 3600, 30 * _DAY]))
 
     def operate(self) -> None:
-        """Let an operator replay or purge some dead letters."""
+        """Let an operator replay or purge some dead letters, or import purged ones."""
+        if self._purged and self.draw.random() < 0.3:
+            self._import()
+            return
         letters = list(self.outbox.dead_letters(Selector()))
         chosen = [letter for letter in letters if self.draw.random() < 0.5]
+        if not chosen:
+            return
         keys = [letter.idempotency_key for letter in chosen]
         seqs = [letter.seq for letter in chosen]
         if self.draw.random() < 0.5:
             self._tell(f"replay {keys}")
             self.outbox.replay(seqs, now=self.clock.now())
             self.oracle.look(replayed=keys)
-        elif self.draw.random() < 0.5:
+        else:
             self._tell(f"purge {keys}")
             self.outbox.purge(seqs)
+            self._purged += chosen
             self.oracle.look(purged=keys)
+
+    def _import(self) -> None:
+        letters = [
+            ImportedLetter(
+                usage_event(
+                    **self._keys[one.idempotency_key] | {"idempotency_key": one.idempotency_key}
+                ),
+                *(one.event_time, one.attempts, one.reason, one.detail),
+                *(one.dead_at, one.replays, one.customer_id),
+            )
+            for one in self._purged
+        ]
+        keys = [one.idempotency_key for one in self._purged]
+        self._tell(f"import {keys}")
+        # A second time, nothing is new.
+        for is_new in (True, False):
+            try:
+                taken = self.outbox.import_letters(letters, now=self.clock.now())
+            except OutboxFull:
+                # Unlike a post, it drops nothing.
+                if not self.drops or not is_new:
+                    raise
+                self.oracle.look()
+                return
+            if taken != [is_new] * len(letters):
+                raise Broken(f"[import] of {keys} these were taken: {taken}")
+        for key in keys:
+            self.oracle.take_in(key)
+        self._purged.clear()
+        self.oracle.look()
 
     def try_now(self) -> None:
         """Let an operator end the pauses, save what the backend has asked for."""
