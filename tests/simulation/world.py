@@ -492,10 +492,11 @@ class World:
                 taken = self.outbox.import_letters(letters, now=self.clock.now())
             except OutboxFull:
                 # Unlike a post, it drops nothing.
-                if not self.drops or not is_new:
+                if not self.drops:
                     raise
-                self.oracle.look()
-                return
+                if is_new:
+                    return
+                continue
             if taken != [is_new] * len(letters):
                 raise Broken(f"[import] of {keys} these were taken: {taken}")
         for key in keys:
