@@ -120,16 +120,26 @@ def correct_times(
     connection: sqlite3.Connection, reading: ClockReading, seqs: Sequence[int]
 ) -> int:
     """Give these events, if still unsent, the time that the wall clock now says it was then."""
-    return sum(
-        connection.execute(
+    corrected = [
+        seq
+        for seq in seqs
+        if connection.execute(
             f"""
             UPDATE events SET event_time = recorded_uptime + :offset, clock = 3
             WHERE seq = :seq AND {_MISTIMED}
             """,  # noqa: S608  # ours
             {"seq": seq, **_parameters(reading)},
         ).rowcount
-        for seq in seqs
+    ]
+    # Else the same event, posted again or imported, would be taken for another.
+    connection.executemany(
+        """
+        UPDATE known_keys SET event_time = (SELECT event_time FROM events WHERE seq = ?1)
+        WHERE seq = ?1
+        """,
+        [(seq,) for seq in corrected],
     )
+    return len(corrected)
 
 
 def _parameters(reading: ClockReading) -> dict[str, int | None]:

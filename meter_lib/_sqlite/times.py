@@ -27,8 +27,9 @@ _EVENTS_A_LOOK = 20_000
 # Streams whose wait is ended at a time, and what each adds to the write-ahead log at most.
 _STREAMS_A_WRITE = 200
 _STREAM_LOG_BYTES = 4096
-# What correcting an event adds to it, beside twice its payload (of four bytes a character).
-_EVENT_LOG_BYTES = 4096
+# What correcting an event and its key adds to it, beside twice its payload (of four bytes a
+# character).
+_EVENT_LOG_BYTES = 8192
 _LINE_LOG_BYTES = 64 * 1024
 
 

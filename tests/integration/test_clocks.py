@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meter_lib.outbox import ImportedLetter
 from meter_lib.usage import usage_event
-from meter_worker.backend import Unavailable
+from meter_worker.backend import AccountUnknown, Unavailable
 from tests.fakes import NOON
 from tests.unit.flusher_bench import DOWN, LONGEST, Bench
 
@@ -58,6 +59,26 @@ def test_an_event_recorded_before_the_device_got_its_time_is_corrected(device: B
         "e": (NOON, IN_1970, None),
         "later": (NOON + 100_000, None, None),
     }
+
+
+def test_what_is_known_of_a_key_is_corrected_with_its_event(tmp_path: Path) -> None:
+    """An event whose time was corrected is the same event still: posted again, or imported."""
+    device = Bench(tmp_path / "outbox.db", max_attempts=1)
+    device.clock.reboot(now=IN_1970)
+    record(device, "e")
+    device.restarted()
+    device.accounts.answers["t"] = AccountUnknown("no such tenant")
+    device.clock.jump((NOON - IN_1970) / 1000)
+    device.flush_all()
+    event = usage_event("t", "d", "m", 1, idempotency_key="e")
+    assert device.outbox.append([event], now=device.clock.now()) == [
+        {"status": "duplicate", "idempotency_key": "e", "event_time": NOON}
+    ]
+    [letter] = device.letters
+    device.outbox.purge([letter.seq])
+    imported = ImportedLetter(event, letter.event_time, 1, letter.reason, "", NOON, 0, None)
+    assert device.outbox.import_letters([imported], now=device.clock.now()) == [True]
+    device.outbox.close()
 
 
 def test_what_cannot_be_corrected_says_so(device: Bench) -> None:
