@@ -18,6 +18,7 @@ FLUSHER = (
     "tests/unit/test_flusher_refusals.py",
     "tests/unit/test_flusher_outages.py",
     "tests/unit/test_flusher_accounts.py",
+    "tests/unit/test_flusher_failing_outbox.py",
     "tests/unit/test_flusher_side_by_side.py",
     "tests/unit/test_flusher_pace.py",
 )
@@ -112,6 +113,27 @@ MUTANTS = (
         ("tests/unit/test_wire.py",),
     ),
     Mutant(
+        "what was dropped while it was in view is delivered as well",
+        f"{WORKER}/flusher.py",
+        "            if gone:\n",
+        "            if False:\n",
+        ("tests/integration/test_drop_oldest.py",),
+    ),
+    Mutant(
+        "a stream is put back from its beginning",
+        f"{WORKER}/again.py",
+        "for parcel in self._parcels[::-1]:",
+        "for parcel in list(self._parcels):",
+        FLUSHER,
+    ),
+    Mutant(
+        "of a stream without room in view, an event is held with all it carries",
+        f"{WORKER}/window.py",
+        'event._replace(payload="")',
+        "event",
+        FLUSHER,
+    ),
+    Mutant(
         "a slow look-up is asked for again while it is under way",
         f"{WORKER}/flusher.py",
         "question = self._payers.to_ask() if self._question is None else None",
@@ -147,6 +169,13 @@ MUTANTS = (
         "asked_for = min(retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)",
         "asked_for = 0.0",
         ("tests/unit/test_retry_policy.py", "tests/unit/test_flusher_outages.py"),
+    ),
+    Mutant(
+        "a date in Retry-After is compared with our own clock",
+        f"{WORKER}/answers.py",
+        "now / 1000 if answered_at is None else answered_at",
+        "now / 1000",
+        WIRE,
     ),
     Mutant(
         "the wall clock in the backoff",
@@ -379,6 +408,20 @@ MUTANTS = (
         WIRE,
     ),
     Mutant(
+        "half an answer is a refusal of the events",
+        f"{WORKER}/answers.py",
+        "return Shape.TEXT if _is_readable(text) else Shape.BROKEN",
+        "return Shape.TEXT",
+        WIRE,
+    ),
+    Mutant(
+        "an error beside the entries is one only by the name of `error`",
+        f"{WORKER}/sayings.py",
+        r'r"^[^:]*\berrors?\b"',
+        r'r"^error(?: code)?\b"',
+        WIRE,
+    ),
+    Mutant(
         "our own key, known there, is refused",
         f"{WORKER}/verdict_table.py",
         """        (Shape.JSON,),
@@ -422,6 +465,27 @@ MUTANTS = (
         "                self._outbox.set_account(tenant_id, Account(None, now, misses, now + 1))\n"
         "                self._link.failed(answer, now, sent_in=sent_in)\n",
         FLUSHER,
+    ),
+    Mutant(
+        "what was given up is given up for ever, replayed or not",
+        f"{WORKER}/payers.py",
+        "        self._given_up.pop(question.tenant_id, None)\n",
+        "",
+        FLUSHER,
+    ),
+    Mutant(
+        "a replay leaves an unknown tenant to its wait",
+        f"{OUTBOX}/operations.py",
+        "UPDATE accounts SET misses = 0, ask_again_at = NULL\n",
+        "UPDATE accounts SET misses = 0\n",
+        FLUSHER,
+    ),
+    Mutant(
+        "the key of a corrected event is known with the wrong time",
+        f"{OUTBOX}/boots.py",
+        "[(seq,) for seq in corrected],",
+        "[],",
+        ("tests/integration/test_clocks.py",),
     ),
     Mutant(
         "unknown accounts are asked for without a pause",

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meter_lib.outbox import Burial
-from meter_worker import arrivals, rest_backend
+from meter_worker import answers, arrivals, rest_backend
 from meter_worker.arrivals import Arrivals
 from meter_worker.backend import Answered, Delivered
 from meter_worker.departures import Departures, UnderWay
 from meter_worker.flusher import Flusher
 from meter_worker.links import LinkKeeper
+from meter_worker.pace import Pace
 from meter_worker.settling import sort_verdicts
 from meter_worker.verdicts import judge_delivery
 from tests.simulation.oracle import Broken
@@ -106,6 +107,16 @@ def overtake_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Departures, "set_aside", lambda *_: None)
 
 
+def ignore_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send as much as there is, whatever METER_RATE says."""
+    monkeypatch.setattr(Pace, "allowed", lambda *_: 10_000)
+
+
+def ignore_dates_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read seconds from Retry-After, and no dates."""
+    monkeypatch.setattr(answers, "_seconds_of", lambda _: None)
+
+
 BUGS = [
     believe_every_200,
     bury_at_a_422,
@@ -115,6 +126,8 @@ BUGS = [
     retry_all_of_a_partial_failure,
     ignore_the_pause,
     overtake_in_the_stream,
+    ignore_the_rate,
+    ignore_dates_to_come_again,
 ]
 
 
