@@ -68,7 +68,7 @@ def is_noticed(mutant: Mutant | None, tests: Iterable[str], folder: Path) -> boo
 
 def tried(mutant: Mutant) -> tuple[Mutant, bool]:
     """Try one mutant in a folder of its own."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as folder:
         return mutant, is_noticed(mutant, mutant.tests, Path(folder))
 
 
@@ -76,7 +76,7 @@ def main(names: list[str]) -> int:
     """Try the mutants named, or all; print what became of each."""
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     tests = sorted({test for mutant in chosen for test in mutant.tests})
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as folder:
         if is_noticed(None, tests, Path(folder)):
             print("the tests fail without any bug: nothing can be told")
             return 1
