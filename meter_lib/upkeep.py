@@ -5,9 +5,55 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-__all__ = ["Inspection", "Taken", "Upkeep"]
+__all__ = ["Audit", "AuditRow", "Inspection", "Taken", "Tally", "Upkeep"]
+
+
+class Tally(NamedTuple):
+    """A number of events, and the units of them all; both exact, however large."""
+
+    events: int
+    units: int
+
+    def plus(self, other: Tally) -> Tally:
+        """Return both together."""
+        return Tally(self.events + other.events, self.units + other.units)
+
+
+class AuditRow(NamedTuple):
+    """What became of the events of one stream that happened on one day."""
+
+    day: str
+    """The UTC day of their event time, as YYYY-MM-DD."""
+    tenant_id: str
+    device_id: str
+    meter_id: str
+    pending: Tally
+    dead: Tally
+    delivered: Tally
+    removed: Tally
+
+    @property
+    def accepted(self) -> Tally:
+        """All of them: each is in exactly one place."""
+        return self.pending.plus(self.dead).plus(self.delivered).plus(self.removed)
+
+
+class Audit(NamedTuple):
+    """The books of an outbox at one instant, recomputed from its events and its ledger."""
+
+    problems: Sequence[str]
+    """What does not add up or cannot be. None: the books are balanced."""
+    accepted: Tally
+    """Events by their seqs, which have no gap."""
+    pending: Tally
+    dead: Tally
+    delivered: Tally
+    removed: Tally
+    rows: Iterator[AuditRow]
+    """By day, tenant, device and meter. They are read as they are asked for, once."""
 
 
 class Inspection(NamedTuple):
@@ -43,6 +89,16 @@ class Upkeep(Protocol):
 
     def inspect(self, *, seconds: float) -> Inspection:
         """Look the outbox through, for about so many seconds at most; change nothing."""
+        ...
+
+    def audit(self, *, progress: Callable[[int, int], object]) -> AbstractContextManager[Audit]:
+        """Add up all there is, and compare it with what was counted as it happened.
+
+        Of one instant, whoever works with the outbox meanwhile; change nothing. The rows
+        can be read until the context ends. `progress` is told how many more events are
+        done, of how many in all. Nobody waits for it: it raises `OutboxUnavailable` where
+        so much is written meanwhile that others would have to.
+        """
         ...
 
     def salvage(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.audit import SqliteAudit
 from meter_lib._sqlite.database import Database
 from meter_lib._sqlite.delivery import SqliteDelivery
 from meter_lib._sqlite.inspection import SqliteInspection
@@ -32,6 +33,7 @@ class SqliteOutbox(
     SqlitePending,
     SqliteLetterImport,
     SqliteInspection,
+    SqliteAudit,
 ):
     """All parts over one file. See `meter_lib.outbox` for what each method promises."""
 
@@ -53,6 +55,7 @@ class SqliteOutbox(
         SqlitePending.__init__(self, database)
         SqliteLetterImport.__init__(self, database)
         SqliteInspection.__init__(self, database)
+        SqliteAudit.__init__(self, database)
 
     def append(
         self, events: Sequence[UsageEvent], *, now: int, uptime: Uptime | None = None

@@ -256,6 +256,9 @@ def test_the_books_balance_after_every_step(outbox_path: str, seed: int) -> None
             status.delivered,
             status.removed,
         ) == (books.total().events, *(part.events for part in books)), step
+        with walk.outbox.audit(progress=lambda _done, _of: None) as audit:
+            assert (audit.problems, audit.accepted) == ([], books.total()), step
+            assert (audit.pending, audit.dead, audit.delivered, audit.removed) == books, step
     walk.close()
 
 

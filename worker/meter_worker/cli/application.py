@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from meter_lib import __version__
+from meter_worker.cli.audit import audit
 from meter_worker.cli.config import show_config
 from meter_worker.cli.dead_letters import dead_letters
 from meter_worker.cli.delivery import flush, worker
@@ -48,6 +49,7 @@ for _command in (
     status,
     pending,
     dead_letters,
+    audit,
     doctor,
     show_config,
     meters,
