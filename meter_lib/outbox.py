@@ -98,6 +98,8 @@ class DueEvent(NamedTuple):
     """What our clock showed when it was recorded, where the event time was corrected since."""
     clock_uncertain: bool = False
     """The event time is our clock's own, which cannot have been right, and not corrected."""
+    outbox_id: str | None = None
+    """The name it was accepted under, where the outbox has had more than one."""
 
 
 class Unanswered(NamedTuple):
@@ -183,7 +185,7 @@ class Delivery(Protocol):
 
     @property
     def outbox_id(self) -> str:
-        """Return the outbox's own name, made with it and never changed."""
+        """Return the outbox's own name; it changes only where the outbox is found to be a copy."""
         ...
 
     def accepted(self) -> int:
@@ -333,6 +335,9 @@ class OutboxStatus(NamedTuple):
     """Damaged stores that were set aside from this place and are still there."""
     in_doubt: int = 0
     """Of the refused: nothing was delivered since, so it may as well be the backend's fault."""
+    copied_from: str | None = None
+    """The name it had until, `copied_at`, it was found to be of another machine."""
+    copied_at: int | None = None
 
 
 class Operations(Protocol):

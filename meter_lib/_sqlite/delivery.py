@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from meter_lib._sqlite.copies import NAME_OF_EVENT
 from meter_lib._sqlite.frontier import advance_frontier
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.peers import SqlitePeers
@@ -36,7 +37,7 @@ _REQUEST_LOG_BYTES = 4096
 _SEQ_LOG_BYTES = 48
 
 # A due event, read from events AS e, streams AS s and outbox AS o; whether it is held, and what
-# is to be said of its time, follow.
+# is to be said of its time and name, follow.
 # `o.id = 1` belongs to it: not told that there is one row of the outbox, SQLite reads and sorts
 # the whole backlog.
 _EVENT = """
@@ -45,6 +46,7 @@ _EVENT = """
     coalesce(abs(e.lone_refusal) <= o.proven_to, 0), e.state = 'pending'
 """
 _TIME = "CASE e.clock WHEN 3 THEN e.recorded_at END, e.clock = 2"
+_ORIGIN = f"{_TIME}, {NAME_OF_EVENT}"
 
 
 class SqliteDelivery(SqlitePeers):
@@ -103,7 +105,7 @@ class SqliteDelivery(SqlitePeers):
             for first, last in ((-_FOREVER, now), (now + _LONGEST_HOLD_MILLISECONDS + 1, _FOREVER)):
                 waiting = connection.execute(
                     f"""
-                    SELECT {_EVENT}, 0, {_TIME}
+                    SELECT {_EVENT}, 0, {_ORIGIN}
                     FROM outbox AS o
                     CROSS JOIN streams AS s
                     CROSS JOIN events AS e ON e.stream_id = s.stream_id AND e.state = 'deferred'
@@ -119,7 +121,7 @@ class SqliteDelivery(SqlitePeers):
                     return events
             untouched = connection.execute(
                 f"""
-                SELECT {_EVENT}, s.held_until IS NOT NULL, {_TIME}
+                SELECT {_EVENT}, s.held_until IS NOT NULL, {_ORIGIN}
                 FROM outbox AS o
                 CROSS JOIN events AS e
                 CROSS JOIN streams AS s ON s.stream_id = e.stream_id
@@ -137,7 +139,7 @@ class SqliteDelivery(SqlitePeers):
         with self._database.read() as connection:
             rows = connection.execute(
                 f"""
-                SELECT {_EVENT}, 0, {_TIME}
+                SELECT {_EVENT}, 0, {_ORIGIN}
                 FROM outbox AS o
                 CROSS JOIN events AS e
                 CROSS JOIN streams AS s ON s.stream_id = e.stream_id
@@ -167,7 +169,7 @@ class SqliteDelivery(SqlitePeers):
             for key, customer_id, seqs in read_unanswered(connection):
                 rows = connection.execute(
                     f"""
-                    SELECT {_EVENT}, 0, {_TIME}
+                    SELECT {_EVENT}, 0, {_ORIGIN}
                     FROM outbox AS o
                     CROSS JOIN json_each(?) AS sent
                     CROSS JOIN events AS e ON e.seq = sent.value
@@ -248,9 +250,9 @@ class SqliteDelivery(SqlitePeers):
 
 
 def _event(row: tuple[Any, ...]) -> DueEvent:
-    # SQLite knows no booleans: the last five, save the recorded time among them, are 0 or 1.
-    *given, proven, fresh, held, recorded_time, uncertain = row
-    flags = bool(proven), bool(fresh), bool(held), recorded_time, bool(uncertain)
+    # SQLite knows no booleans: of the last six, all but recorded time and name are 0 or 1.
+    *given, proven, fresh, held, recorded_time, uncertain, name = row
+    flags = bool(proven), bool(fresh), bool(held), recorded_time, bool(uncertain), name
     return DueEvent._make([*given, *flags])
 
 

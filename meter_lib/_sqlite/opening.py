@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import meter_migrations
 from meter_lib._sqlite.connection import connect
+from meter_lib._sqlite.copies import enter_machine
 from meter_lib._sqlite.files import create_or_open, file_bytes, sync_file, sync_folder
 from meter_lib._sqlite.index_space import take_space
 from meter_lib._sqlite.limits import PAGE_BYTES
@@ -53,6 +54,7 @@ def _open_in_place(path: str, limits: Limits, timeout_seconds: float) -> sqlite3
         _use_log(connection, path)
         take_space(path, limits.max_log_bytes)
         meter_migrations.migrate(connection)
+        enter_machine(connection, path)
         if file_bytes(f"{path}-wal") == 0:
             # Made just now, or by somebody else who has not synced it yet. A file whose folder is
             # not synced may be gone after a power cut, events and all.
@@ -88,6 +90,11 @@ def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
             f"{path} has schema {version}, this version reads "
             f"{meter_migrations.LATEST}; run: meter-lib migrate"
         )
+    if not connection.execute("SELECT count(*) FROM outbox").fetchone()[0]:
+        connection.close()
+        raise OutboxUnavailable(
+            f"{path} is damaged: its table outbox is empty; run: meter-lib doctor --salvage"
+        )
     return connection
 
 
@@ -118,6 +125,7 @@ def _create(path: str, timeout_seconds: float) -> None:
         connection.execute("PRAGMA synchronous = OFF")
         _use_log(connection, path)
         meter_migrations.migrate(connection)
+        enter_machine(connection, path)
     finally:
         connection.close()
     if file_bytes(f"{unfinished}-wal"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.copies import former_names
 from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_removed_keys
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib._sqlite.selecting import SENT, selected
@@ -39,8 +40,12 @@ class SqliteOperations:
         """Return the outbox at this instant; see `Operations.status`."""
         with self._database.read() as connection:
             accepted = accepted_events(connection)
-            (outbox_id, dead, delivered, removed) = connection.execute(
-                "SELECT outbox_id, dead_events, delivered_events, removed_events FROM outbox"
+            (outbox_id, dead, delivered, removed, copied_from, copied_at) = connection.execute(
+                """
+                SELECT outbox_id, dead_events, delivered_events, removed_events,
+                       copied_from, copied_at
+                FROM outbox
+                """
             ).fetchone()
             (refused, in_doubt) = connection.execute(
                 """
@@ -81,6 +86,8 @@ class SqliteOperations:
             links=links,
             set_aside=tuple(set_aside_files(self._database.path)),
             in_doubt=in_doubt,
+            copied_from=next((name for _, _, name in reversed(former_names(copied_from))), None),
+            copied_at=copied_at,
         )
 
     def holder(self) -> int | None:

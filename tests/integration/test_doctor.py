@@ -166,7 +166,7 @@ def test_a_healthy_outbox_has_no_fault(path: Path, examined: Callable[..., Exami
     assert said.code == 0
     assert {name for name, check in said.checks.items() if check["verdict"] == "fault"} == set()
     assert list(said.checks) == [
-        "outbox", "integrity", "books", "engine", "set aside", "worker", "permissions",
+        "outbox", "integrity", "books", "engine", "set aside", "copy", "worker", "permissions",
         "file system", "free space", "other outboxes", "clock", "settings", "events API",
         "accounts API",
     ]  # fmt: skip
@@ -186,7 +186,7 @@ def test_people_get_a_table_and_what_to_do(
     code, out, _ = run("doctor")
     table, *advice = out.split("\n\n")
     assert (code, table.splitlines()[0].split()) == (0, ["check", "verdict", "found"])
-    assert len(table.splitlines()) == 15
+    assert len(table.splitlines()) == 16
     assert any(sentence.startswith("worker: nothing is delivered") for sentence in advice)
 
 

@@ -28,6 +28,7 @@ def record_text(event: DueEvent, *, outbox_id: str, customer_id: str) -> str:
     The same event gives the same text for ever, as long as its customer is the same. Only
     where our own clock was in trouble does it say so.
     """
+    outbox_id = event.outbox_id or outbox_id
     clock = "" if event.recorded_time is None else f'"recorded_time":{event.recorded_time},'
     if event.clock_uncertain:
         clock = '"clock_uncertain":true,'

@@ -7,9 +7,11 @@ tenant, device and meter `(unreadable)`.
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from meter_lib._sqlite.copies import former_names
 from meter_lib._sqlite.salvage.findings import Findings
 from meter_lib._sqlite.salvage.pages import Pages
 from meter_lib._sqlite.salvage.writing import ESSENTIAL, carried, columns_of, insert, stream_id
@@ -188,9 +190,22 @@ class _Rebuilding:
             (accepted, delivered, removed, dead),
         )
         if self._old is not None:
+            names = former_names(old.get("copied_from"))
             connection.execute(
-                "UPDATE outbox SET outbox_id = ?, created_at = ?, keys_swept_to = ?",
-                (old["outbox_id"], old["created_at"], old["keys_swept_to"]),
+                """
+                UPDATE outbox
+                SET outbox_id = ?, created_at = ?, keys_swept_to = ?, machine = ?,
+                    epoch = ?, copied_from = ?, copied_at = ?
+                """,
+                (
+                    old["outbox_id"],
+                    old["created_at"],
+                    old["keys_swept_to"],
+                    old.get("machine"),
+                    1 + len(names),
+                    json.dumps(names) if names else None,
+                    old.get("copied_at") if names else None,
+                ),
             )
         connection.execute(
             """

@@ -84,6 +84,8 @@ class StatusView:
             "last_error": latest.last_error if latest else None,
             "worker": {"running": self._holder is not None, "pid": self._holder or None},
             "set_aside": list(status.set_aside),
+            "copied_from": status.copied_from,
+            "copied_at": status.copied_at,
             "links": [link._asdict() for link in status.links],
         }
 
@@ -94,6 +96,16 @@ class StatusView:
         table = field_lines(
             [
                 ("outbox", status.location),
+                *(
+                    [
+                        (
+                            "copied from",
+                            f"{status.copied_from}, found at {shown_instant(status.copied_at)}",
+                        )
+                    ]
+                    if status.copied_from is not None
+                    else []
+                ),
                 ("size", shown_bytes(status.bytes)),
                 ("worker", self._worker()),
                 ("accepted", f"{status.accepted:,}"),

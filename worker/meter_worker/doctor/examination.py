@@ -22,6 +22,7 @@ from meter_worker.doctor.finding import Finding
 from meter_worker.doctor.link_checks import check_links
 from meter_worker.doctor.outbox_checks import (
     check_books,
+    check_copy,
     check_elsewhere,
     check_engine,
     check_integrity,
@@ -92,6 +93,7 @@ def _outbox(settings: Settings, seconds: float) -> Iterator[Finding]:
         yield check_books(inspection)
         yield check_engine(inspection.engine)
         yield check_set_aside(status.set_aside)
+        yield check_copy(status)
         yield check_worker(outbox.holder())
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_books",
+    "check_copy",
     "check_elsewhere",
     "check_engine",
     "check_integrity",
@@ -94,6 +95,20 @@ def check_set_aside(files: Sequence[str]) -> Finding:
         ", ".join(files),
         "what could be read of them is in the outbox. See to the cause (the disk, its cable, its"
         " power); remove these files and their -wal when nobody wants to look at them any more",
+    )
+
+
+def check_copy(status: OutboxStatus) -> Finding:
+    """Say whether this outbox was another machine's before."""
+    if status.copied_from is None:
+        return Finding("copy", "ok", "no other machine's outbox, as far as can be told")
+    return Finding(
+        "copy",
+        "warning",
+        f"it was outbox {status.copied_from} of another machine, and is {status.outbox_id} here",
+        "nothing need be done where it was moved. Where the other machine has it still, both"
+        " deliver what was in it then, each event under the same key: the backend must drop"
+        " repeated keys. Make images of devices without an outbox",
     )
 
 
