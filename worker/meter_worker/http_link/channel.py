@@ -23,6 +23,7 @@ from meter_worker.http_link.failures import (
     innermost,
     is_distrust,
 )
+from meter_worker.http_link.proxies import credentials_in, proxy_for
 from meter_worker.http_link.reply import Reply, whole_body
 from meter_worker.http_link.sockets import Sockets
 
@@ -77,6 +78,7 @@ class Channel:
         """
         if self._sockets.interrupted:
             raise LinkInterrupted
+        self._token.learn_proxy(credentials_in(proxy_for(url) or ""))
         try:
             with (
                 muted(),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["BearerToken"]
 
@@ -12,6 +16,11 @@ class BearerToken:
 
     def __init__(self, token: str | None) -> None:
         self._token = token
+        self._of_proxy: tuple[str, ...] = ()
+
+    def learn_proxy(self, credentials: Iterable[str]) -> None:
+        """Keep these to ourselves as well, from now on."""
+        self._of_proxy = tuple(credentials)
 
     @property
     def header(self) -> str | None:
@@ -20,6 +29,8 @@ class BearerToken:
 
     def hidden_in(self, body: bytes) -> bytes:
         """Return an answer without the token, should the peer have echoed it."""
+        for credentials in self._of_proxy:
+            body = body.replace(credentials.encode("utf-8", "replace"), b"***")
         if self._token is None:
             return body
         body = body.replace(self._token.encode(), b"***")
