@@ -17,6 +17,7 @@ from meter_lib.errors import (
     OutboxFull,
     OutboxHeld,
     OutboxMissing,
+    OutboxMoved,
     OutboxUnavailable,
     SchemaTooNew,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "OutboxFull",
     "OutboxHeld",
     "OutboxMissing",
+    "OutboxMoved",
     "OutboxUnavailable",
     "Receipt",
     "SchemaTooNew",

@@ -8,6 +8,7 @@
     ├── OutboxUnavailable    the outbox could not do it; nothing has changed
     │   ├── OutboxFull       its limit or the disk is reached  → deliver, purge or make room
     │   ├── OutboxMissing    there is no outbox at that place  → post first, or name another
+    │   ├── OutboxMoved      meter-lib move took it elsewhere  → name the place it moved to
     │   └── SchemaTooNew     a newer version made it           → upgrade; it was left untouched
     └── OutboxHeld           another flusher delivers from it      → wait, or stop that one
 
@@ -25,6 +26,7 @@ __all__ = [
     "OutboxFull",
     "OutboxHeld",
     "OutboxMissing",
+    "OutboxMoved",
     "OutboxUnavailable",
     "SchemaTooNew",
 ]
@@ -65,6 +67,10 @@ class OutboxFull(OutboxUnavailable):
 
 class OutboxMissing(OutboxUnavailable):
     """There is no outbox where one was to be read. None was made."""
+
+
+class OutboxMoved(OutboxUnavailable):
+    """The outbox that was here has moved to another place. Nothing was recorded here."""
 
 
 class SchemaTooNew(OutboxUnavailable):

@@ -19,13 +19,13 @@ from meter_lib._sqlite.file_lock import FairLock
 from meter_lib._sqlite.files import file_bytes, make_folder
 from meter_lib._sqlite.flusher_hold import FlusherHold
 from meter_lib._sqlite.forking import inherit, watch
+from meter_lib._sqlite.leaving_file import LeavingFile
 from meter_lib._sqlite.limits import limits_of
 from meter_lib._sqlite.log_repair import LogTrust, may_leave_traces
 from meter_lib._sqlite.opening import open_or_create, open_read_only
 from meter_lib._sqlite.place import Place
 from meter_lib._sqlite.reserve import Reserve
 from meter_lib._sqlite.room import empty_log, give_space_back, pages_left
-from meter_lib._sqlite.salvage.mending import MendedFile
 from meter_lib._sqlite.salvage.set_aside import DAMAGE_SHOWS_AS, is_damage
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
@@ -45,7 +45,7 @@ _PAGES_BETWEEN_LOOKS = 64
 _T = TypeVar("_T")
 
 
-class Database(MendedFile):
+class Database(LeavingFile):
     """The file of one outbox, as this process sees it. Opened on first use, safe across fork()."""
 
     def __init__(

@@ -13,6 +13,7 @@ from meter_lib._sqlite.copies import enter_machine
 from meter_lib._sqlite.files import create_or_open, file_bytes, sync_file, sync_folder
 from meter_lib._sqlite.index_space import take_space
 from meter_lib._sqlite.limits import PAGE_BYTES
+from meter_lib._sqlite.moved import keep_out
 from meter_lib._sqlite.salvage.set_aside import (
     DamagedLog,
     OutboxSetAside,
@@ -35,6 +36,7 @@ def open_or_create(path: str, limits: Limits, *, timeout_seconds: float) -> sqli
     On return the file's name and schema are on the disk.
     """
     finish(path)
+    keep_out(path)
     try:
         return _open_in_place(path, limits, timeout_seconds)
     except OutboxSetAside:
@@ -73,6 +75,7 @@ def _open_in_place(path: str, limits: Limits, timeout_seconds: float) -> sqlite3
 
 def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
     """Return a connection that can only read; make nothing. Needs no lock."""
+    keep_out(path)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

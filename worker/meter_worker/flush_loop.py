@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from meter_lib.errors import OutboxUnavailable, SchemaTooNew
+from meter_lib.errors import OutboxMoved, OutboxUnavailable, SchemaTooNew
 from meter_worker.couriers import Couriers
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ class FlushLoop:
                         self.outbox.location,
                         holder,
                     )
-            except SchemaTooNew:
-                # No waiting makes this program newer.
+            except (SchemaTooNew, OutboxMoved):
+                # No waiting makes this program newer, or brings the outbox back.
                 raise
             except OutboxUnavailable as error:
                 _logger.error("waiting for the outbox: %s", error)

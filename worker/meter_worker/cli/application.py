@@ -14,6 +14,7 @@ from meter_worker.cli.groups import Program
 from meter_worker.cli.local import demo, sandbox
 from meter_worker.cli.meters import meters
 from meter_worker.cli.migrate import migrate
+from meter_worker.cli.move import move
 from meter_worker.cli.pending import pending
 from meter_worker.cli.post import post
 from meter_worker.cli.service import service
@@ -54,6 +55,7 @@ for _command in (
     show_config,
     meters,
     migrate,
+    move,
     service,
     sandbox,
     demo,

@@ -1,0 +1,138 @@
+"""What a move is tried with: an outbox in which everything has happened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meter_lib import MeterClient, OutboxUnavailable, Settings
+from meter_lib._sqlite.contents import rows_of
+from meter_lib.moving import Moved, move
+from meter_lib.opening import open_arriving, open_leaving, open_outbox
+from meter_lib.outbox import (
+    Account,
+    Burial,
+    Deferral,
+    Selector,
+    Settlement,
+    Unanswered,
+)
+from meter_worker.parcels import Parcel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meter_lib.outbox import DueEvent, Outbox
+
+EVENT: dict[str, Any] = {"tenant_id": "t", "device_id": "d", "meter_id": "page.processed.basic"}
+TIME = 1_790_000_000_000
+NOW = 1_791_000_000_000
+CUSTOMER = '"c-1"'
+LARGEST = 2**63 - 1
+
+
+@contextlib.contextmanager
+def opened(path: str, *, read_only: bool = False) -> Iterator[Outbox]:
+    """The outbox at a path, opened as a program does."""
+    settings = Settings(outbox=path)
+    with contextlib.closing(open_outbox(settings, read_only=read_only)) as outbox:
+        yield outbox
+
+
+def post(path: str, *keys: str | None, **arguments: Any) -> None:
+    """Record events under these keys."""
+    with MeterClient(path) as client:
+        client.post_many(
+            EVENT | {"total_usage": 1, "timestamp": TIME} | arguments | {"idempotency_key": key}
+            for key in keys
+        )
+
+
+def run_move(source: str, destination: str) -> Moved:
+    """Move an outbox as the command does."""
+    settings = Settings(outbox=source)
+    with (
+        contextlib.closing(open_leaving(settings)) as leaving,
+        contextlib.closing(open_arriving(settings.with_outbox(destination))) as arriving,
+    ):
+        return move(leaving, arriving, progress=lambda rows, of: None)
+
+
+def fill(path: str) -> None:
+    """Make an outbox with an event in each state that there is."""
+    post(path, "delivered", "dead", "purged", "deferred", "refused", "sent", total_usage=LARGEST)
+    post(path, "sent-2", None, None, meter_id="rule.executed.small", metadata={"x": "\u00fc\n"})
+    with opened(path) as outbox:
+        events = {
+            event.idempotency_key: event
+            for event in outbox.due(now=NOW, limit=100, max_bytes=10**9)
+        }
+        sent = Unanswered("r", CUSTOMER, [events["sent"], events["sent-2"]])
+        outbox.begin([sent])
+        outbox.settle(
+            Settlement(
+                delivered=[events["delivered"]],
+                deferred=[Deferral(events["deferred"], NOW + 1000, counts=True)],
+                refused_alone=[events["refused"]],
+                buried=[
+                    Burial(events[key], "rejected", "no\N{SNOWMAN}", answers=2)
+                    for key in ("dead", "purged")
+                ],
+            ),
+            now=NOW,
+        )
+        outbox.purge([events["purged"].seq])
+        outbox.replay([events["dead"].seq], now=NOW)
+        (again,) = [
+            event
+            for event in outbox.due(now=NOW, limit=100, max_bytes=10**9)
+            if event.idempotency_key == "dead"
+        ]
+        outbox.settle(Settlement(buried=[Burial(again, "too_large", "")]), now=NOW)
+        outbox.set_account("t", Account(CUSTOMER, NOW, 0))
+        outbox.set_link(outbox.link("accounts")._replace(failures=2, down_since=NOW))
+
+
+def everything_in(path: str) -> dict[str, list[tuple[object, ...]]]:
+    """Return all rows of all tables, those of a file that nobody writes."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        found: dict[str, list[tuple[object, ...]]] = {}
+        for table, columns, rows in rows_of(connection):
+            found.setdefault(table, [columns]).extend(rows)
+        return found
+
+
+class Seen(NamedTuple):
+    """What a flusher would see of an outbox."""
+
+    keys: list[str]
+    """Of the pending events, in the order of their numbers."""
+    accepted: int
+
+
+def seen(path: str) -> Seen | None:
+    """Return what is pending at a place, or None where nothing can be delivered from there."""
+    if not os.path.exists(path):
+        return None
+    try:
+        with opened(path, read_only=True) as outbox:
+            keys = [event.idempotency_key for event in outbox.pending_events(Selector())]
+            return Seen(keys, outbox.accepted())
+    except OutboxUnavailable:
+        return None
+
+
+def sent_again(path: str) -> list[tuple[str, list[str]]]:
+    """Return the requests that go again, each with its key and the texts of its records."""
+    with opened(path) as outbox:
+        return [
+            (request.idempotency_key, _records(outbox, request.events))
+            for request in outbox.unanswered()
+        ]
+
+
+def _records(outbox: Outbox, events: list[DueEvent]) -> list[str]:
+    parcel = Parcel.of(events, outbox_id=outbox.outbox_id, customer_id=CUSTOMER)
+    return list(parcel.records)
