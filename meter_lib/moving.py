@@ -205,12 +205,7 @@ def move(
         contents = source.contents()
         destination.require_free(contents.outbox_id)
         try:
-            arrived = destination.fill(_told(source, progress))
-            if arrived != contents:
-                raise OutboxUnavailable(
-                    f"{destination.location} does not hold what {source.location} holds"
-                    f" ({arrived}, not {contents}): nothing was moved"
-                )
+            _require_same(destination.fill(_told(source, progress)), contents)
             destination.seal(contents.outbox_id)
             departure = source.leave(destination.location, contents.outbox_id)
         except BaseException:
@@ -219,6 +214,14 @@ def move(
                 destination.discard()
             raise
     return Moved(departure, destination.open(departure.outbox_id), was_finished=False)
+
+
+def _require_same(arrived: Contents, contents: Contents) -> None:
+    if arrived != contents:
+        raise OutboxUnavailable(
+            f"what was written is not what was read, but {arrived} instead of {contents}; nothing"
+            f" was moved"
+        )
 
 
 def _told(source: Leaving, progress: Callable[[int, int], object]) -> Iterator[Rows]:

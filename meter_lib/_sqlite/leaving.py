@@ -51,7 +51,8 @@ class SqliteLeaving:
     @contextlib.contextmanager
     def alone(self) -> Generator[None]:
         """Make everybody else who would write wait; see `Leaving.alone`."""
-        with self._database.alone() as self._alone:
+        with self._database.alone() as connection:
+            self._alone = connection
             try:
                 yield
             finally:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LeavingFile"]
 
+# How long the log waits for readers: their transactions take milliseconds.
+_READERS_MILLISECONDS = 1000
+
 
 class LeavingFile(MendedFile):
     """The part of `Database` that closes its file for good."""
@@ -45,6 +48,7 @@ class LeavingFile(MendedFile):
         and look there again. What is left in the log goes into the file first.
         """
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA busy_timeout = {_READERS_MILLISECONDS}")
         (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy or file_bytes(f"{self.path}-wal"):
             raise OutboxUnavailable(

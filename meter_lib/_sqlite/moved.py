@@ -1,9 +1,9 @@
 """What a move leaves beside an outbox file, and whom it keeps out.
 
-    NAME.moved             beside the place it moved from: where to. Counts where there is no NAME
-    NAME.moved-WHEN        the file itself, as it was when it moved; nothing opens it
-    NAME.arriving          beside the place it moves to: being filled, or left unfinished
-    NAME.arrived           whole, and not in use before the old one is closed
+NAME.moved             beside the place it moved from: where to. Counts where there is no NAME
+NAME.moved-WHEN        the file itself, as it was when it moved; nothing opens it
+NAME.arriving          beside the place it moves to: being filled, or left unfinished
+NAME.arrived           whole, and not in use before the old one is closed
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from meter_lib.moving import Departure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ARRIVED", "ARRIVING", "forget_departure", "keep_out", "read_departure", "write_departure"]
+__all__ = [
+    "ARRIVED",
+    "ARRIVING",
+    "forget_departure",
+    "keep_out",
+    "read_departure",
+    "write_departure",
+]
 
 ARRIVING = ".arriving"
 ARRIVED = ".arrived"

@@ -57,7 +57,7 @@ def run_move(source: str, destination: str) -> Moved:
         contextlib.closing(open_leaving(settings)) as leaving,
         contextlib.closing(open_arriving(settings.with_outbox(destination))) as arriving,
     ):
-        return move(leaving, arriving, progress=lambda rows, of: None)
+        return move(leaving, arriving, progress=lambda *_: None)
 
 
 def fill(path: str) -> None:
