@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture check lint format docs soak bench mutants wheel clean
+.PHONY: help setup demo test torture check lint format docs soak bench fleet sizing mutants wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,13 @@ soak: setup ## simulate delivery in the worst network until interrupted, or for 
 bench: setup ## measure recording and delivery as ratios to plain SQLite and plain HTTP
 	$(BIN)/python bench/bench.py
 
+fleet: $(VENV)/.installed-bench ## play how a fleet comes back after outages, and write docs/fleet.md and its plots: some minutes
+	$(BIN)/python bench/fleet.py $(ARGS)
+	$(BIN)/python bench/fleet_report.py
+
+sizing: setup ## measure what an event costs, and write the tables of docs/sizing.md
+	$(BIN)/python bench/sizing.py $(ARGS)
+
 mutants: setup ## break the product on purpose in every way we know, and see that a test notices
 	$(BIN)/python tests/mutants/run.py $(ARGS)
 
@@ -69,4 +76,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

@@ -14,15 +14,14 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "moving.md"
 FOLDER = "/var/lib/meter-lib"
+POST = "meter-lib post --tenant t --device d --meter page.processed.basic --usage"
 COMMANDS = (
-    "meter-lib post --tenant t --device d --meter page.processed.basic --usage 24"
-    " --idempotency-key batch-1",
+    f"{POST} 24 --idempotency-key batch-1",
     "meter-lib move --to new/outbox.db --dry-run",
     "meter-lib move --to new/outbox.db",
-    "meter-lib post --tenant t --device d --meter page.processed.basic --usage 3",
+    f"{POST} 3",
     "export METER_OUTBOX=$PWD/new/outbox.db",
-    "meter-lib post --tenant t --device d --meter page.processed.basic --usage 3"
-    " --idempotency-key batch-2",
+    f"{POST} 3 --idempotency-key batch-2",
     "meter-lib pending list",
 )
 
