@@ -55,6 +55,12 @@ def test_a_move_says_what_went_where(operator: Operator) -> None:
         if command[0] != "post":
             assert (refused.code, refused.stdout) == (1, "")
             assert f"has moved to {moved['to']}: set METER_OUTBOX to that place" in refused.stderr
+    nowhere = "http://127.0.0.1:1"
+    checks = operator.run(
+        "doctor", "--json", "--stream-url", nowhere, "--accounts-url", nowhere
+    ).json["checks"]
+    (found,) = [check for check in checks if check["name"] == "outbox"]
+    assert (found["verdict"], found["remedy"]) == ("fault", "set METER_OUTBOX to the new place")
     usage = ["--tenant", "t", "--device", "d", "--meter", "m", "--usage", "1"]
     assert operator.run("post", *usage).code == 1
     assert operator.run("post", *usage, "--outbox", "new.db").code == 0

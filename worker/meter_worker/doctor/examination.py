@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from meter_lib.clock import SystemClock
-from meter_lib.errors import InvalidSetting, MeterError, OutboxMissing
+from meter_lib.errors import InvalidSetting, MeterError, OutboxMissing, OutboxMoved
 from meter_lib.opening import open_outbox
 from meter_lib.settings import default_outboxes
 from meter_worker.doctor.clock_check import check_clock
@@ -78,6 +78,9 @@ def _outbox(settings: Settings, seconds: float) -> Iterator[Finding]:
                 str(error),
                 "nothing was recorded here yet, or it was elsewhere: see METER_OUTBOX",
             )
+            return
+        except OutboxMoved as error:
+            yield Finding("outbox", "fault", str(error), "set METER_OUTBOX to the new place")
             return
         except MeterError as error:
             yield Finding(
