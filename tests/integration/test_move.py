@@ -18,6 +18,7 @@ import meter_lib
 from meter_lib import (
     KeyConflict,
     MeterClient,
+    OutboxFull,
     OutboxHeld,
     OutboxMissing,
     OutboxMoved,
@@ -358,6 +359,21 @@ def test_a_finished_move_may_be_run_again(places: tuple[str, str], tmp_path: Pat
     with pytest.raises(OutboxMissing):
         run_move(str(tmp_path / "nothing.db"), str(tmp_path / "third.db"))
     assert not os.path.exists(tmp_path / "third.db")
+
+
+def test_a_place_with_too_small_a_limit_takes_nothing(places: tuple[str, str]) -> None:
+    """An outbox never passes its limit, not by moving either; it stays where it is, in use."""
+    source, destination = places
+    for _ in range(60):
+        post(source, None, metadata={f"k{number}": "x" * 8000 for number in range(7)})
+    before = seen(source)
+    with (
+        contextlib.closing(open_leaving(Settings(outbox=source))) as leaving,
+        contextlib.closing(SqliteArriving(destination, max_bytes=4 * 1024 * 1024)) as arriving,
+        pytest.raises(OutboxFull, match="METER_MAX_BYTES"),
+    ):
+        move(leaving, arriving, progress=lambda *_: None)
+    assert (seen(source), seen(destination)) == (before, None)
 
 
 class _Forgetful(SqliteArriving):

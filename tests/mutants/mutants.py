@@ -32,6 +32,8 @@ OPERATING = (
     "tests/integration/test_cli_replay.py",
 )
 
+MOVING = ("tests/integration/test_move.py",)
+
 
 class Mutant(NamedTuple):
     """A deliberate bug."""
@@ -566,5 +568,64 @@ MUTANTS = (
         ", replays = replays + 1\n",
         "\n",
         OPERATING,
+    ),
+    # -- an outbox that moves --------------------------------------------------------
+    Mutant(
+        "the new place is in use before the old one is closed",
+        "meter_lib/moving.py",
+        "            destination.seal(contents.outbox_id)\n",
+        "            destination.seal(contents.outbox_id)\n"
+        "            destination.open(contents.outbox_id)\n",
+        MOVING,
+    ),
+    Mutant(
+        "the old place is not held while an outbox moves",
+        "meter_lib/moving.py",
+        "if not source.try_hold():",
+        "if False:",
+        MOVING,
+    ),
+    Mutant(
+        "what was written is not counted",
+        "meter_lib/moving.py",
+        "if arrived != contents:",
+        "if False:",
+        MOVING,
+    ),
+    Mutant(
+        "the events of the new place are written over",
+        f"{OUTBOX}/arriving.py",
+        "if there is not None and there[1]:",
+        "if False:",
+        MOVING,
+    ),
+    Mutant(
+        "another outbox that is half-way is thrown away",
+        f"{OUTBOX}/arriving.py",
+        "if there is not None and there[0] != outbox_id:\n                raise",
+        "if False:\n                raise",
+        MOVING,
+        ("if there is None or there[0] != outbox_id:", "if there is None:"),
+    ),
+    Mutant(
+        "a new outbox is begun where one has moved away",
+        f"{OUTBOX}/moved.py",
+        "    if departure is not None:\n        raise OutboxMoved(",
+        "    if False:\n        raise OutboxMoved(",
+        MOVING,
+    ),
+    Mutant(
+        "a place that waits for an outbox is used",
+        f"{OUTBOX}/moved.py",
+        'if os.path.lexists(f"{path}{ARRIVED}"):',
+        "if False:",
+        MOVING,
+    ),
+    Mutant(
+        "what is left in the log stays behind",
+        f"{OUTBOX}/leaving_file.py",
+        'if is_busy or file_bytes(f"{self.path}-wal"):',
+        "if False:",
+        MOVING,
     ),
 )
