@@ -41,6 +41,8 @@ __all__ = [
 # Whoever names /dev/zero or a database gets an answer all the same.
 MOST_FILE_BYTES = 64 * 1024
 
+MOST_SINK_TOPIC = 249 - len("-positions")
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 # What is waited for: a socket takes a time-out of at most 2^31 ms, so 11 days are safe.
@@ -192,11 +194,21 @@ def outbox_path(value: object) -> str:
 
 def sink(value: object) -> str:
     """What the events are delivered to."""
-    if isinstance(value, str) and value.startswith("kafka:"):
-        raise ValueError("rest: this version has no Kafka sink")
-    if value != "rest":
-        raise ValueError("rest")
-    return "rest"
+    if value == "rest":
+        return "rest"
+    brokers, _, name = value[8:].rpartition("/") if isinstance(value, str) else ("", "", "")
+    if not isinstance(value, str) or not value.startswith("kafka://") or not brokers:
+        raise ValueError("rest, or kafka://host:port[,host:port]/topic")
+    if "@" in brokers:
+        raise ValueError("without user and password: METER_KAFKA_CONFIG names the file for those")
+    for broker in brokers.split(","):
+        match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|\w[\w.-]*):([0-9]{1,5})", broker, re.ASCII)
+        if not match or not 1 <= int(match[1]) <= 65_535:
+            raise ValueError("kafka://host:port[,host:port]/topic, each port from 1 to 65535")
+    # Beside it there is a topic with a longer name.
+    if len(topic(name)) > MOST_SINK_TOPIC:
+        raise ValueError(f"kafka:// with a topic of at most {MOST_SINK_TOPIC} characters")
+    return value
 
 
 def _has_control_characters(text: str) -> bool:

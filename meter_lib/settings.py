@@ -179,7 +179,12 @@ class Settings:
         None,
         "seconds the backend remembers idempotency keys, if it does",
     )
-    sink = Setting(sink, "rest", "what the events are delivered to")
+    sink = Setting(
+        sink, "rest", "what the events are delivered to: or `kafka://host:port[,host:port]/topic`"
+    )
+    kafka_config = Setting(
+        file_path, None, "file of librdkafka's properties for TLS and SASL", is_file=True
+    )
 
     origins: dict[str, str]
 
@@ -324,7 +329,12 @@ def _values(
             if values[file.field] is not None:
                 values[secret.field] = _token_in(file, values[file.field])
                 origins[secret.field] = values[file.field]
-        for setting in (Settings.ca_bundle, Settings.client_cert, Settings.client_key):
+        for setting in (
+            Settings.ca_bundle,
+            Settings.client_cert,
+            Settings.client_key,
+            Settings.kafka_config,
+        ):
             path = values[setting.field]
             if path is not None and not os.access(path, os.R_OK):
                 raise setting.refusal(path, "a file that can be read")

@@ -31,6 +31,7 @@ ADDRESSES = {
     "tenacity": ("worker/meter_worker/retry_policy.py",),
     "click": ("worker/meter_worker/cli/", "worker/meter_worker/demo/telling.py"),
     "prometheus_client": ("worker/meter_worker/metrics.py",),
+    "confluent_kafka": ("worker/meter_worker/kafka_link/",),
     "fcntl": ("meter_lib/_sqlite/file_lock.py",),
 }
 

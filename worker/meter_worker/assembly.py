@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meter_lib.clock import SystemClock
+from meter_lib.errors import InvalidSetting
 from meter_lib.opening import open_outbox
 from meter_worker.accounts import CustomerAccounts
 from meter_worker.arrivals import Arrivals
@@ -27,24 +28,18 @@ if TYPE_CHECKING:
     from meter_worker.backend import AccountsApi, Backend
     from meter_worker.observed import Observe
 
-__all__ = ["flush_loop", "flusher_over"]
+__all__ = ["destination", "flush_loop", "flusher_over"]
 
 
 def flush_loop(settings: Settings, *, observe: Observe | None = None) -> FlushLoop:
     """Return the loop that delivers by these settings. Nothing is opened or connected yet.
 
-    `observe` is told of each request to the events API.
+    `observe` is told of each request to the backend. Raises `InvalidSetting` where METER_SINK
+    asks for what is not installed, or METER_KAFKA_CONFIG is wrong.
     """
     clock = SystemClock()
     outbox = open_outbox(settings)
-    backend: Backend = RestBackend(
-        _http_link(settings, settings.stream_token),
-        stream_url=settings.stream_url,
-        topic=settings.topic,
-        compression=settings.compression,
-        clock=clock,
-        dialect=settings.dialect,
-    )
+    backend = _backend(settings, clock)
     if observe is not None:
         backend = ObservedBackend(backend, observe)
     if settings.portal_url is not None:
@@ -68,6 +63,13 @@ def flush_loop(settings: Settings, *, observe: Observe | None = None) -> FlushLo
     )
 
 
+def destination(settings: Settings) -> str:
+    """Return where events go by these settings, in a URL."""
+    if settings.sink != "rest":
+        return settings.sink
+    return f"{settings.stream_url}/topics/{settings.topic}"
+
+
 def flusher_over(
     settings: Settings,
     outbox: Delivery,
@@ -76,6 +78,8 @@ def flusher_over(
     clock: Clock,
 ) -> Flusher:
     """Return the flusher that delivers from this outbox to these peers, by these settings."""
+    # A producer has one transaction at a time, and what it has stored is settled before the next.
+    max_in_flight = settings.max_in_flight if settings.sink == "rest" else 1
     policy = RetryPolicy(
         base_seconds=settings.backoff_base,
         max_seconds=settings.backoff_max,
@@ -106,7 +110,7 @@ def flusher_over(
         outbox,
         payers,
         pace,
-        max_in_flight=settings.max_in_flight,
+        max_in_flight=max_in_flight,
         max_attempts=settings.max_attempts,
     )
     events = link("events")
@@ -124,8 +128,36 @@ def flusher_over(
         pace,
         clock,
         ClockWatch(outbox, clock),
-        max_in_flight=settings.max_in_flight,
+        max_in_flight=max_in_flight,
     )
+
+
+def _backend(settings: Settings, clock: Clock) -> Backend:
+    if settings.sink != "rest":
+        return _kafka_backend(settings)
+    return RestBackend(
+        _http_link(settings, settings.stream_token),
+        stream_url=settings.stream_url,
+        topic=settings.topic,
+        compression=settings.compression,
+        clock=clock,
+        dialect=settings.dialect,
+    )
+
+
+def _kafka_backend(settings: Settings) -> Backend:
+    try:
+        from meter_worker.kafka_link import (  # noqa: PLC0415  # of an extra
+            KafkaBackend,
+            KafkaConfiguration,
+        )
+    except ModuleNotFoundError as error:
+        if error.name != "confluent_kafka":
+            raise
+        raise InvalidSetting(
+            "METER_SINK (sink) needs the extra 'kafka': pip install 'meter-lib[kafka]'"
+        ) from error
+    return KafkaBackend(KafkaConfiguration.of(settings))
 
 
 def _http_link(settings: Settings, token: str | None) -> HttpLink:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from meter_lib.errors import MeterError, OutboxHeld
 from meter_lib.opening import open_outbox
 from meter_lib.settings import SETTINGS
-from meter_worker.assembly import flush_loop
+from meter_worker.assembly import destination, flush_loop
 from meter_worker.health import Pulse
 from meter_worker.notify import ServiceManager
 
@@ -108,11 +108,10 @@ class Worker:
 
     def _start(self, signals: StopSignals) -> _LoopThread:
         _logger.info(
-            "worker %d starts: outbox %s, events to %s/topics/%s",
+            "worker %d starts: outbox %s, events to %s",
             os.getpid(),
             self._loop.outbox.location,
-            self.settings.stream_url,
-            self.settings.topic,
+            destination(self.settings),
         )
         self.pulse.begin(self._loop.outbox)
         thread = _LoopThread(self._loop, self.pulse, signals)

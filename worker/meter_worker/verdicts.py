@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from meter_worker.answers import (
+    Answer,
     Dialect,
+    Shape,
     account_answer,
     delivery_answer,
     retry_after_seconds,
@@ -35,7 +37,7 @@ from meter_worker.verdict_table import ACCOUNT_ROWS, DELIVERY_ROWS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meter_worker.answers import Answer, Entry
+    from meter_worker.answers import Entry
     from meter_worker.backend import AccountAnswer, Outcome, Verdict
     from meter_worker.verdict_rows import AnswerRow, RecordRow
 
@@ -43,6 +45,7 @@ __all__ = [
     "Judgement",
     "judge_account",
     "judge_delivery",
+    "judge_entries",
     "judgement_of_account",
     "judgement_of_delivery",
 ]
@@ -111,6 +114,13 @@ def judgement_of_delivery(
         case _:
             assert_never(row.action)
     return Judgement(outcome, (row.name,))
+
+
+def judge_entries(entries: Sequence[Entry]) -> Outcome:
+    """Return what became of records that all failed, of which a broker itself said this."""
+    answer = Answer(200, len(entries), b"", Shape.FAILED, tuple(entries))
+    records = [_record_row(entry) for entry in entries]
+    return _read(_first(DELIVERY_ROWS, answer, None), answer, records, Unavailable(""))
 
 
 def judge_account(

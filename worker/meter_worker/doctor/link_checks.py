@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter_lib.errors import InvalidSetting
 from meter_worker.doctor.finding import Finding
 from meter_worker.http_link import HttpLink, LinkFailed
 
@@ -24,7 +25,9 @@ def check_links(settings: Settings, *, clock_is_right: bool) -> list[Finding]:
     """
     accounts = settings.portal_url or settings.accounts_url
     return [
-        _check(settings, "events API", settings.stream_url, "METER_STREAM_URL", clock_is_right),
+        _check(settings, "events API", settings.stream_url, "METER_STREAM_URL", clock_is_right)
+        if settings.sink == "rest"
+        else _check_kafka(settings),
         _check(
             settings,
             "accounts API",
@@ -50,6 +53,36 @@ def _check(settings: Settings, name: str, url: str, variable: str, clock_is_righ
             name, "fault", f"{url}: {error}", _remedy(str(error), variable, clock_is_right)
         )
     return Finding(name, "ok", f"{url} answers (with status {reply.status})")
+
+
+def _check_kafka(settings: Settings) -> Finding:
+    try:
+        from meter_worker.kafka_link import (  # noqa: PLC0415  # of an extra
+            KafkaConfiguration,
+            KafkaFailed,
+            reach,
+        )
+    except ModuleNotFoundError as error:
+        if error.name != "confluent_kafka":
+            raise
+        return Finding(
+            "Kafka", "fault", "the extra 'kafka' is missing", "pip install 'meter-lib[kafka]'"
+        )
+    try:
+        configuration = KafkaConfiguration.of(settings)
+    except InvalidSetting as error:
+        return Finding("Kafka", "fault", str(error), "the worker does not start until it is right")
+    try:
+        found = reach(configuration, seconds=min(settings.connect_timeout, _LONGEST_WAIT_SECONDS))
+    except KafkaFailed as error:
+        return Finding(
+            "Kafka",
+            "fault",
+            f"{settings.sink}: {configuration.without_secrets(str(error))}",
+            "check the network, METER_SINK and METER_KAFKA_CONFIG, and that both topics are there;"
+            " events stay in the outbox meanwhile",
+        )
+    return Finding("Kafka", "ok", f"{settings.sink} answers: {found}")
 
 
 def _remedy(error: str, variable: str, clock_is_right: bool) -> str:
