@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from confluent_kafka import Message
+    from typing_extensions import Self
 
 TOPIC = "usage-events"
 PARTITIONS = 3
@@ -138,7 +139,7 @@ class Reader:
         self._next = dict.fromkeys(partitions, 0)
         self._consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,13 +180,20 @@ class Reader:
 class Line:
     """A line to a broker. It can be told to break once a certain request has been passed on."""
 
-    def __init__(self, to_port: int) -> None:
-        self._to_port = to_port
+    def __init__(self) -> None:
+        self._to_port = 0
         self.port = free_port()
+        self.is_broken = threading.Event()
+        """Set once it has broken."""
         self._break_at: int | None = None
+        self._muted: socket.socket | None = None
         self._ends: list[socket.socket] = []
         self._listener: socket.socket | None = None
         self.mend()
+
+    def lead_to(self, port: int) -> None:
+        """Say where the broker listens."""
+        self._to_port = port
 
     def break_after(self, api_key: int) -> None:
         """Break, for all, when a request of this kind has reached the broker."""
@@ -193,7 +201,7 @@ class Line:
 
     def mend(self) -> None:
         """Take connections, again."""
-        self._break_at = None
+        self._break_at = self._muted = None
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
@@ -231,28 +239,17 @@ class Line:
             while size := _exactly(client, 4):
                 request = _exactly(client, *struct.unpack(">i", size))
                 if struct.unpack(">h", request[:2])[0] == self._break_at:
-                    # Sent on, and heard: the first byte of the answer says so, and goes nowhere.
-                    with self._silent(broker):
-                        broker.sendall(size + request)
-                        self.heard.wait(10)
-                    self.close()
-                    return
+                    self._muted = broker
                 broker.sendall(size + request)
         client.close()
-
-    @contextlib.contextmanager
-    def _silent(self, broker: socket.socket) -> Any:
-        self.heard = threading.Event()
-        self._muted = broker
-        yield
-
-    _muted: socket.socket | None = None
 
     def _answers(self, client: socket.socket, broker: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while answer := broker.recv(65536):
                 if self._muted is broker:
-                    self.heard.set()
+                    # It has done what it was asked to; nobody will hear of it.
+                    self.close()
+                    self.is_broken.set()
                     return
                 client.sendall(answer)
         client.close()

@@ -82,6 +82,8 @@ class KafkaBackend:
         failed = session.store([records[place] for place in places], attempt) if places else {}
         if not failed:
             return Answered(tuple(Delivered() for _ in records))
+        # The numbers of what was undone are missing in its sequence: the broker would take no more.
+        self._session = None
         outcome = judge_reports(failed, len(places))
         if not isinstance(outcome, Answered):
             return outcome

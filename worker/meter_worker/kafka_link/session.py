@@ -119,6 +119,8 @@ class Session:
         if failed:
             attempt.make(producer.abort_transaction, self._serve)
             return self._of_events(failed, len(records))
+        if not offsets:
+            raise KafkaFailed("the transaction was taken back")
         position = TopicPartition(self._positions_topic, PARTITION, offsets[0])
         attempt.make(
             lambda seconds: producer.send_offsets_to_transaction([position], self._group, seconds),

@@ -1,0 +1,232 @@
+"""The adapter against a real broker: what is said to be delivered is stored, and stored once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("confluent_kafka", reason="the extra 'kafka' is not installed")
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from meter_lib import Settings
+from meter_worker.backend import Answered, Delivered, Interrupted, Request, Unavailable
+from meter_worker.kafka_link import KafkaBackend, KafkaConfiguration
+from meter_worker.kafka_link.records import Record
+from tests.kafka.brokers import END_TXN, TOPIC, Broker, Line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meter_worker.backend import Outcome
+
+POSITIONS = f"{TOPIC}-positions"
+
+
+def backend_to(address: str, **settings: Any) -> KafkaBackend:
+    """Make the adapter, as the assembly does."""
+    sink = f"kafka://{address}/{TOPIC}"
+    return KafkaBackend(KafkaConfiguration.of(Settings(sink=sink, **settings)))
+
+
+def request_of(*names: str, meter_id: str = "m") -> Request:
+    """Make a request of events with these keys."""
+    return Request("t", "d", "request", [record(name, meter_id) for name in names])
+
+
+def record(name: str, meter_id: str = "m") -> str:
+    """Write a record as the worker does."""
+    value = {
+        "idempotency_key": name,
+        "outbox_id": "box",
+        "tenant_id": "t",
+        "device_id": "d",
+        "meter_id": meter_id,
+    }
+    return json.dumps({"key": f"t/d/{meter_id}", "value": value})
+
+
+def all_delivered(outcome: Outcome, count: int) -> bool:
+    """Return whether each of so many records is said to be stored."""
+    return repr(outcome) == repr(Answered(tuple(Delivered() for _ in range(count))))
+
+
+def keys_in(broker: Broker) -> list[str]:
+    """The idempotency keys of what is stored, as the headers have them."""
+    return [dict(one.headers)["idempotency_key"].decode() for one in broker.stored()]
+
+
+def test_an_accepted_request_is_told_record_by_record(broker: Broker) -> None:
+    """There is one verdict a record, and what is said to be delivered is stored, in order."""
+    outcome = backend_to(broker.address).deliver(request_of("a", "b", "c"))
+
+    assert all_delivered(outcome, 3)
+    assert keys_in(broker) == ["a", "b", "c"]
+
+
+def test_a_stream_stays_in_its_partition(broker: Broker) -> None:
+    """Whoever produces, the records of a stream are in one partition, in the order they were sent."""
+    meters = [f"m{number}" for number in range(12)]
+    for number in range(3):
+        backend = backend_to(broker.address)
+        for meter in meters:
+            assert all_delivered(
+                backend.deliver(request_of(f"{meter}-{number}", meter_id=meter)), 1
+            )
+
+    stored = broker.stored()
+    partitions = {one.partition for one in stored}
+    by_stream = {
+        meter: [
+            (one.partition, dict(one.headers)["idempotency_key"].decode())
+            for one in stored
+            if one.key == f'"t/d/{meter}"'.encode()
+        ]
+        for meter in meters
+    }
+    assert len(partitions) > 1
+    for meter, found in by_stream.items():
+        assert found == [(found[0][0], f"{meter}-{number}") for number in range(3)]
+
+
+def test_what_was_stored_before_a_crash_is_settled_and_not_stored_again(broker: Broker) -> None:
+    """A worker that died between commit and settlement leaves word of it with the broker."""
+    backend_to(broker.address).deliver(request_of("a", "b"))
+
+    again = backend_to(broker.address).deliver(request_of("a", "b", "c"))
+
+    assert all_delivered(again, 3)
+    assert keys_in(broker) == ["a", "b", "c"]
+
+
+def test_the_events_of_another_device_under_the_same_key_are_others(broker: Broker) -> None:
+    """A key that callers choose tells events of one device apart, and no more."""
+    backend = backend_to(broker.address)
+    backend.deliver(request_of("a"))
+    other = json.loads(record("a"))
+    other["value"]["device_id"] = "e"
+
+    assert all_delivered(backend.deliver(Request("t", "e", "r", [json.dumps(other)])), 1)
+    assert keys_in(broker) == ["a", "a"]
+
+
+def test_a_position_that_was_never_committed_is_not_believed(broker: Broker) -> None:
+    """What a worker had written when it died in the middle of its transaction counts for nothing."""
+    backend_to(broker.address).deliver(request_of("a"))
+    dying = Producer({"bootstrap.servers": broker.address, "transactional.id": "meter-lib-box"})
+    dying.init_transactions(10)
+    group = Consumer({"bootstrap.servers": broker.address, "group.id": "meter-lib-box"})
+    offsets: list[int] = []
+    dying.begin_transaction()
+    lie = {"outbox_id": "box", "stored": [Record.of(record("b")).fingerprint]}
+    dying.produce(
+        POSITIONS,
+        json.dumps(lie).encode(),
+        partition=0,
+        on_delivery=lambda _, message: offsets.append(message.offset()),
+    )
+    assert dying.flush(10) == 0
+    dying.send_offsets_to_transaction(
+        [TopicPartition(POSITIONS, 0, offsets[0])], group.consumer_group_metadata(), 10
+    )
+
+    assert all_delivered(backend_to(broker.address).deliver(request_of("a", "b")), 2)
+    assert keys_in(broker) == ["a", "b"]
+
+
+@pytest.fixture
+def line(broker_program: str) -> Iterator[tuple[Line, Broker]]:
+    """A broker that is reached by a line that can break."""
+    line = Line()
+    broker = Broker(broker_program, advertised=line.port)
+    line.lead_to(broker.port)
+    broker.start()
+    yield line, broker
+    line.close()
+    broker.kill()
+
+
+def test_a_lost_answer_to_a_commit_makes_no_second_copy(line: tuple[Line, Broker]) -> None:
+    """Where nobody can say whether it is stored, it is an outage, and the broker is asked."""
+    to_broker, broker = line
+    backend = backend_to(broker.address)
+    backend.deliver(request_of("a"))
+
+    to_broker.break_after(END_TXN)
+    unknown = backend.deliver(request_of("b"))
+    assert isinstance(unknown, Unavailable)
+    assert to_broker.is_broken.is_set()
+    to_broker.mend()
+
+    assert all_delivered(backend.deliver(request_of("b")), 1)
+    assert all_delivered(backend.deliver(request_of("c")), 1)
+    assert keys_in(broker) == ["a", "b", "c"]
+
+
+def test_a_worker_that_has_been_followed_stores_nothing_more(broker: Broker) -> None:
+    """Of two with one outbox, or a copy of it, the later one goes on; the other one says why."""
+    first, second = backend_to(broker.address), backend_to(broker.address)
+    first.deliver(request_of("a"))
+    second.deliver(request_of("b"))
+
+    outcome = first.deliver(request_of("c"))
+
+    assert isinstance(outcome, Unavailable)
+    assert outcome.wants_an_operator
+    assert outcome.detail.startswith("another worker has taken over, with this outbox or a copy")
+    assert keys_in(broker) == ["a", "b"]
+
+
+def test_a_broker_out_of_reach_is_an_outage(broker: Broker) -> None:
+    """Refused and lost connections are told at once, and leave nothing behind that would stay."""
+    backend = backend_to(broker.address)
+    broker.kill()
+    refused = backend.deliver(request_of("a"))
+    broker.start()
+    assert all_delivered(backend.deliver(request_of("a")), 1)
+    broker.kill()
+    lost = backend.deliver(request_of("b"))
+    broker.start()
+
+    for outcome in (refused, lost):
+        assert isinstance(outcome, Unavailable)
+        assert (outcome.timed_out, outcome.wants_an_operator) == (False, False)
+        assert "Connection refused" in outcome.detail
+    assert all_delivered(backend.deliver(request_of("b")), 1)
+    assert keys_in(broker) == ["b"]
+
+
+def test_no_answer_is_an_outage_after_the_time_set(broker: Broker) -> None:
+    """A broker that hears and does not answer is not waited for without an end."""
+    backend = backend_to(broker.address, read_timeout=0.3)
+    broker.stall()
+    outcome = backend.deliver(request_of("a"))
+    broker.go_on()
+
+    assert isinstance(outcome, Unavailable)
+    assert (outcome.timed_out, outcome.detail) == (True, "no answer within 0.3 s")
+    assert all_delivered(backend_to(broker.address).deliver(request_of("a")), 1)
+
+
+@pytest.mark.parametrize("when", ["at the start", "in a session"])
+def test_a_stalled_request_is_broken_off_from_another_thread(broker: Broker, when: str) -> None:
+    """`interrupt` ends what is under way, and every further request at once."""
+    backend = backend_to(broker.address)
+    if when == "in a session":
+        backend.deliver(request_of("before"))
+    broker.stall()
+    outcomes: list[Outcome] = []
+    waiting = threading.Thread(target=lambda: outcomes.append(backend.deliver(request_of("a"))))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+
+    backend.interrupt()
+    waiting.join(10)
+    outcomes.append(backend.deliver(request_of("b")))
+    broker.go_on()
+
+    assert repr(outcomes) == repr([Interrupted(), Interrupted()])

@@ -1,0 +1,154 @@
+"""What a broker says of records is judged as a proxy's answer is: outages, verdicts, dead letters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("confluent_kafka", reason="the extra 'kafka' is not installed")
+
+from meter_lib import Settings
+from meter_worker.backend import Answered, Refused, Rejected, Retriable, Unavailable, Undecided
+from meter_worker.kafka_link import KafkaBackend, KafkaConfiguration
+from meter_worker.kafka_link.reports import Report, judge_reports
+from tests.kafka.refusing import Picky, RefusingCluster
+from tests.unit.flusher_bench import Bench
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOO_LARGE, INVALID_RECORD, TOPIC_RIGHTS, NO_REPLICAS = 10, 87, 29, 19
+
+
+class Refusals(Bench):
+    """A flusher over a real outbox, before a broker that refuses events of some meters."""
+
+    def __init__(self, path: Path, cluster: RefusingCluster, **codes: int) -> None:
+        super().__init__(path)
+        sink = f"kafka://{cluster.address}/usage-events"
+        configuration = KafkaConfiguration.of(Settings(sink=sink, read_timeout=3))
+        words = {f'"meter_id":"{meter}"': code for meter, code in codes.items()}
+        self.kafka = KafkaBackend(configuration)
+        self.picky: Any = Picky(self.kafka, cluster, words)
+        self.backend = self.picky
+        self.restarted()
+
+    @property
+    def accepted(self) -> list[str]:
+        """The keys of what the broker has stored, in order."""
+        return [
+            text.split('"idempotency_key":"')[1].split('"')[0] for text in self.picky.accepted
+        ]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(TOO_LARGE, "too_large"), (INVALID_RECORD, "rejected")]
+)
+def test_an_event_is_a_dead_letter_once_its_refusal_is_proven(
+    tmp_path: Path, cluster: RefusingCluster, code: int, reason: str
+) -> None:
+    """Refused alone, another accepted, refused alone again; its neighbours are delivered."""
+    bench = Refusals(tmp_path / "outbox.db", cluster, bad=code)
+    bench.post("a", meter_id="good")
+    bench.post("b", meter_id="bad")
+    bench.post("c", meter_id="good")
+    for _ in range(3):
+        bench.flush_all()
+        bench.wait()
+
+    assert sorted(bench.accepted) == ["a", "c"]
+    assert bench.dead == [("b", reason)]
+    assert bench.counts == {"pending": 0, "dead": 1, "delivered": 2, "refused": 0}
+
+
+@pytest.mark.parametrize("code", [TOO_LARGE, INVALID_RECORD])
+def test_a_broker_that_refuses_everything_buries_nothing(
+    tmp_path: Path, cluster: RefusingCluster, code: int
+) -> None:
+    """Nothing shows that it is the events, so they stay, however often they are refused."""
+    bench = Refusals(tmp_path / "outbox.db", cluster, bad=code)
+    bench.post("a", "b", "c", meter_id="bad")
+    for _ in range(5):
+        bench.flush_all()
+        bench.wait()
+
+    assert (bench.accepted, bench.dead) == ([], [])
+    assert bench.outbox.status().pending == 3
+
+
+def test_missing_rights_are_an_outage_and_charged_to_nobody(
+    tmp_path: Path, cluster: RefusingCluster
+) -> None:
+    """It wants an operator, and everything is delivered once the rights are given."""
+    bench = Refusals(tmp_path / "outbox.db", cluster, m=TOPIC_RIGHTS)
+    bench.post("a", "b")
+    bench.flush_all()
+    said = bench.outbox.link("events").last_error
+    assert said is not None
+    assert said.startswith("check the rights at the broker, and METER_KAFKA_CONFIG")
+    assert (bench.counts["pending"], bench.counts["refused"]) == (2, 0)
+
+    bench.backend = bench.kafka  # type: ignore[assignment]
+    bench.restarted()
+    bench.wait()
+    bench.flush_all()
+    assert bench.counts == {"pending": 0, "dead": 0, "delivered": 2, "refused": 0}
+
+
+def judged(*codes: int, sent: int = 1) -> Any:
+    """Judge a request of so many records whose first ones failed with these codes."""
+    return judge_reports({place: Report(code, "no") for place, code in enumerate(codes)}, sent)
+
+
+@pytest.mark.parametrize("code", [TOO_LARGE, 18])
+def test_a_lone_record_that_is_too_large_is_rejected(code: int) -> None:
+    """It is a verdict on the record itself."""
+    detail = f"error_code {code}: no"
+    assert repr(judged(code)) == repr(Answered([Rejected("too_large", detail)]))
+
+
+def test_records_that_are_too_large_together_are_sent_in_parts() -> None:
+    """A broker limits batches: nothing was stored, so the request is cut as after a 413."""
+    assert repr(judged(TOO_LARGE, TOO_LARGE, sent=3)) == repr(
+        Refused("too_large", f"error_code {TOO_LARGE}: no")
+    )
+
+
+def test_records_beside_a_refused_one_stay_as_they_were() -> None:
+    """Their transaction was undone with it, and nothing was said of them."""
+    assert repr(judged(INVALID_RECORD, sent=3)) == repr(
+        Answered([Rejected("rejected", f"error_code {INVALID_RECORD}: no"), *[Undecided()] * 2])
+    )
+
+
+def test_a_record_refused_for_another_one_stays_as_it_was() -> None:
+    """A broker names the record that spoils a batch, and says so of the others."""
+    assert repr(judged(-138, INVALID_RECORD, sent=2)) == repr(
+        Answered([Undecided(), Rejected("rejected", f"error_code {INVALID_RECORD}: no")])
+    )
+
+
+@pytest.mark.parametrize("code", [2, 6, 7, NO_REPLICAS, 20, 32, 999])
+def test_what_may_pass_is_retriable(code: int) -> None:
+    """Trouble of one partition holds up its own streams, and so does what nobody has described."""
+    assert repr(judged(code, sent=2)) == repr(
+        Answered([Retriable(f"error_code {code}: no"), Undecided()])
+    )
+
+
+@pytest.mark.parametrize("code", [-195, -185, -192, -187, -150, 45, 47, 49, 59, 90])
+def test_trouble_of_the_producer_or_the_line_is_an_outage(code: int) -> None:
+    """It says nothing of any record."""
+    outcome = judged(code, INVALID_RECORD, sent=2)
+    assert isinstance(outcome, Unavailable)
+    assert outcome.timed_out == (code == -192)
+
+
+@pytest.mark.parametrize("code", [3, -188, 17])
+def test_a_missing_topic_is_an_outage_that_wants_an_operator(code: int) -> None:
+    """Every record meets it, so it is none's fault."""
+    outcome = judged(code, sent=2)
+    assert isinstance(outcome, Unavailable)
+    assert outcome.wants_an_operator
+    assert outcome.detail.startswith("check the topic, it is missing or invalid: error_code")
