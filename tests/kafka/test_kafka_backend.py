@@ -13,13 +13,25 @@ pytest.importorskip("confluent_kafka", reason="the extra 'kafka' is not installe
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from meter_lib import Settings
-from meter_worker.backend import Answered, Delivered, Interrupted, Request, Unavailable
+from meter_worker.backend import (
+    AccountFound,
+    Answered,
+    Delivered,
+    Interrupted,
+    Request,
+    Unavailable,
+)
+from meter_worker.http_link import HttpLink
 from meter_worker.kafka_link import KafkaBackend, KafkaConfiguration
 from meter_worker.kafka_link.records import Record
+from meter_worker.rest_backend import RestBackend
+from meter_worker.sandbox import Sandbox
 from tests.kafka.brokers import END_TXN, TOPIC, Broker, Line
+from tests.unit.flusher_bench import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from meter_worker.backend import Outcome
 
@@ -65,6 +77,44 @@ def test_an_accepted_request_is_told_record_by_record(broker: Broker) -> None:
 
     assert all_delivered(outcome, 3)
     assert keys_in(broker) == ["a", "b", "c"]
+
+
+class Both:
+    """Two backends that are sent the same."""
+
+    def __init__(self, rest: RestBackend, kafka: KafkaBackend) -> None:
+        self._rest = rest
+        self._kafka = kafka
+
+    def deliver(self, request: Request) -> Outcome:
+        """Deliver to both."""
+        self._rest.deliver(request)
+        return self._kafka.deliver(request)
+
+
+def test_the_records_are_those_that_a_proxy_stores(broker: Broker, tmp_path: Path) -> None:
+    """Whoever reads the topic sees no difference in keys and values, to the byte."""
+    bench = Bench(tmp_path / "outbox.db")
+    bench.accounts.answers["t"] = AccountFound('"K\\u00fcrbis & S\\u00f6hne"')
+    bench.post("a", meter_id="mätér/1", metadata={"größe": '😀 "\\', "n": "1.50", "e": ""})
+    bench.post("b", start_time=1_759_791_552_000, end_time=1_759_791_553_000, total_usage=None)
+    bench.post("c", total_usage=2**63 - 1, timestamp=1_759_791_552_001)
+    with Sandbox() as sandbox:
+        link = HttpLink(connect_timeout=5, read_timeout=20)
+        rest = RestBackend(
+            link, stream_url=sandbox.url, topic=TOPIC, compression="none", clock=bench.clock
+        )
+        both: Any = Both(rest, backend_to(broker.address))
+        bench.backend = both
+        bench.restarted()
+        bench.flush_all()
+        rest.interrupt()
+        by_proxy = sorted(
+            (str(one.key_json).encode(), str(one.value_json).encode()) for one in sandbox.records
+        )
+
+    assert len(by_proxy) == 3
+    assert sorted((one.key, one.value) for one in broker.stored()) == by_proxy
 
 
 def test_a_stream_stays_in_its_partition(broker: Broker) -> None:
