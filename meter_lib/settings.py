@@ -180,7 +180,7 @@ class Settings:
         "seconds the backend remembers idempotency keys, if it does",
     )
     sink = Setting(
-        sink, "rest", "what the events are delivered to: or `kafka://host:port[,host:port]/topic`"
+        sink, "rest", "what the events are delivered to, or `kafka://host:port[,host:port]/topic`"
     )
     kafka_config = Setting(
         file_path, None, "file of librdkafka's properties for TLS and SASL", is_file=True

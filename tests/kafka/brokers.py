@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 if TYPE_CHECKING:
+    import ssl
     from pathlib import Path
 
     from confluent_kafka import Message
@@ -178,10 +179,13 @@ class Reader:
 
 
 class Line:
-    """A line to a broker. It can be told to break once a certain request has been passed on."""
+    """A line to a broker, secured or not. It can be told to break once a certain request has been
+    heard at the other end.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._to_port = 0
+        self._tls = tls
         self.port = free_port()
         self.is_broken = threading.Event()
         """Set once it has broken."""
@@ -226,9 +230,17 @@ class Line:
         while True:
             try:
                 client, _ = listener.accept()
-                broker = socket.create_connection(("127.0.0.1", self._to_port), timeout=10)
             except OSError:
                 return
+            try:
+                if self._tls is not None:
+                    client.settimeout(10)
+                    client = self._tls.wrap_socket(client, server_side=True)
+                    client.settimeout(None)
+                broker = socket.create_connection(("127.0.0.1", self._to_port), timeout=10)
+            except OSError:
+                client.close()
+                continue
             broker.settimeout(None)
             self._ends += [client, broker]
             for work in (self._requests, self._answers):

@@ -54,19 +54,19 @@ class RefusingCluster:
         self._library.rd_kafka_destroy(self._client)
 
     @contextlib.contextmanager
-    def refusing(self, code: int) -> Iterator[None]:
-        """Answer requests to store with this error."""
+    def refusing(self, code: int, api_key: int = PRODUCE) -> Iterator[None]:
+        """Answer requests of a kind, by Kafka's number, with this error."""
         codes = (ctypes.c_int * _REQUESTS_OF_A_TRANSACTION)(*[code] * _REQUESTS_OF_A_TRANSACTION)
         self._library.rd_kafka_mock_push_request_errors_array(
             self._cluster,
-            ctypes.c_int16(PRODUCE),
+            ctypes.c_int16(api_key),
             ctypes.c_size_t(_REQUESTS_OF_A_TRANSACTION),
             codes,
         )
         try:
             yield
         finally:
-            self._library.rd_kafka_mock_clear_request_errors(self._cluster, ctypes.c_int16(PRODUCE))
+            self._library.rd_kafka_mock_clear_request_errors(self._cluster, ctypes.c_int16(api_key))
 
 
 class Picky:
@@ -79,13 +79,15 @@ class Picky:
         self._cluster = cluster
         self._words = words
         self.interrupt = backend.interrupt
+        self.is_appeased = False
+        """Set to have everything accepted."""
         self.accepted: list[str] = []
         """The records that were stored, in order."""
 
     def deliver(self, request: Request) -> Outcome:
         """Deliver it to a broker of that mind."""
         for word, code in self._words.items():
-            if any(word in record for record in request.records):
+            if not self.is_appeased and any(word in record for record in request.records):
                 with self._cluster.refusing(code):
                     return self._backend.deliver(request)
         outcome = self._backend.deliver(request)

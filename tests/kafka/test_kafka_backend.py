@@ -15,8 +15,6 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from meter_lib import Settings
 from meter_worker.backend import (
     AccountFound,
-    Answered,
-    Delivered,
     Interrupted,
     Request,
     Unavailable,
@@ -27,6 +25,7 @@ from meter_worker.kafka_link.records import Record
 from meter_worker.rest_backend import RestBackend
 from meter_worker.sandbox import Sandbox
 from tests.kafka.brokers import END_TXN, TOPIC, Broker, Line
+from tests.kafka.requests import all_delivered, record, request_of
 from tests.unit.flusher_bench import Bench
 
 if TYPE_CHECKING:
@@ -42,28 +41,6 @@ def backend_to(address: str, **settings: Any) -> KafkaBackend:
     """Make the adapter, as the assembly does."""
     sink = f"kafka://{address}/{TOPIC}"
     return KafkaBackend(KafkaConfiguration.of(Settings(sink=sink, **settings)))
-
-
-def request_of(*names: str, meter_id: str = "m") -> Request:
-    """Make a request of events with these keys."""
-    return Request("t", "d", "request", [record(name, meter_id) for name in names])
-
-
-def record(name: str, meter_id: str = "m") -> str:
-    """Write a record as the worker does."""
-    value = {
-        "idempotency_key": name,
-        "outbox_id": "box",
-        "tenant_id": "t",
-        "device_id": "d",
-        "meter_id": meter_id,
-    }
-    return json.dumps({"key": f"t/d/{meter_id}", "value": value})
-
-
-def all_delivered(outcome: Outcome, count: int) -> bool:
-    """Return whether each of so many records is said to be stored."""
-    return repr(outcome) == repr(Answered(tuple(Delivered() for _ in range(count))))
 
 
 def keys_in(broker: Broker) -> list[str]:
@@ -118,7 +95,7 @@ def test_the_records_are_those_that_a_proxy_stores(broker: Broker, tmp_path: Pat
 
 
 def test_a_stream_stays_in_its_partition(broker: Broker) -> None:
-    """Whoever produces, the records of a stream are in one partition, in the order they were sent."""
+    """Whoever produces, the records of a stream are in one partition, in the order of sending."""
     meters = [f"m{number}" for number in range(12)]
     for number in range(3):
         backend = backend_to(broker.address)
@@ -164,7 +141,7 @@ def test_the_events_of_another_device_under_the_same_key_are_others(broker: Brok
 
 
 def test_a_position_that_was_never_committed_is_not_believed(broker: Broker) -> None:
-    """What a worker had written when it died in the middle of its transaction counts for nothing."""
+    """What a worker had written when it died within its transaction counts for nothing."""
     backend_to(broker.address).deliver(request_of("a"))
     dying = Producer({"bootstrap.servers": broker.address, "transactional.id": "meter-lib-box"})
     dying.init_transactions(10)

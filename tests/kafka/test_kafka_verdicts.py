@@ -13,6 +13,7 @@ from meter_worker.backend import Answered, Refused, Rejected, Retriable, Unavail
 from meter_worker.kafka_link import KafkaBackend, KafkaConfiguration
 from meter_worker.kafka_link.reports import Report, judge_reports
 from tests.kafka.refusing import Picky, RefusingCluster
+from tests.kafka.requests import all_delivered, request_of
 from tests.unit.flusher_bench import Bench
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ class Refusals(Bench):
     @property
     def accepted(self) -> list[str]:
         """The keys of what the broker has stored, in order."""
-        return [
-            text.split('"idempotency_key":"')[1].split('"')[0] for text in self.picky.accepted
-        ]
+        return [text.split('"idempotency_key":"')[1].split('"')[0] for text in self.picky.accepted]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +89,31 @@ def test_missing_rights_are_an_outage_and_charged_to_nobody(
     assert said.startswith("check the rights at the broker, and METER_KAFKA_CONFIG")
     assert (bench.counts["pending"], bench.counts["refused"]) == (2, 0)
 
-    bench.backend = bench.kafka  # type: ignore[assignment]
-    bench.restarted()
+    bench.picky.is_appeased = True
     bench.wait()
     bench.flush_all()
     assert bench.counts == {"pending": 0, "dead": 0, "delivered": 2, "refused": 0}
+
+
+@pytest.mark.parametrize(
+    ("api_key", "code"),
+    [(24, 29), (24, 53), (25, 30), (28, 30), (26, 53)],
+    ids=["add topics", "add topics as nobody", "add the group", "commit the position", "commit"],
+)
+def test_missing_rights_to_a_transaction_are_told_at_once(
+    cluster: RefusingCluster, api_key: int, code: int
+) -> None:
+    """Whatever the broker does not allow, an operator reads it, and the next attempt is whole."""
+    backend = KafkaBackend(
+        KafkaConfiguration.of(Settings(sink=f"kafka://{cluster.address}/usage-events"))
+    )
+    with cluster.refusing(code, api_key):
+        outcome = backend.deliver(request_of("a"))
+
+    assert isinstance(outcome, Unavailable)
+    assert outcome.wants_an_operator
+    assert outcome.detail.startswith("check the rights at the broker, and METER_KAFKA_CONFIG")
+    assert all_delivered(backend.deliver(request_of("a")), 1)
 
 
 def judged(*codes: int, sent: int = 1) -> Any:

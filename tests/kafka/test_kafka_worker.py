@@ -74,9 +74,7 @@ def test_what_a_killed_worker_had_stored_is_not_stored_again(
     assert in_order(found)
 
 
-def test_nothing_is_lost_by_workers_killed_under_load(
-    device: KafkaDevice, broker: Broker
-) -> None:
+def test_nothing_is_lost_by_workers_killed_under_load(device: KafkaDevice, broker: Broker) -> None:
     """Killed at any instant, over and over, while events are recorded: sums and order hold."""
     moment = random.Random(7)
     recording = threading.Thread(target=device.record, args=(400,))

@@ -136,6 +136,4 @@ def in_order(found: Iterable[Came]) -> bool:
 
 def one_partition_each(found: Iterable[Came]) -> bool:
     """Return whether no stream is spread over partitions."""
-    return len({(one.stream, one.partition) for one in found}) == len(
-        {one.stream for one in found}
-    )
+    return len({(one.stream, one.partition) for one in found}) == len({one.stream for one in found})

@@ -26,6 +26,13 @@ FLUSHER = (
 
 WIRE = ("tests/wire", "tests/unit/test_verdicts.py", "tests/integration/test_http_link.py")
 
+KAFKA = (
+    "tests/kafka/test_kafka_backend.py",
+    "tests/kafka/test_kafka_verdicts.py",
+    "tests/kafka/test_kafka_worker.py",
+    "tests/kafka/test_kafka_settings.py",
+)
+
 OPERATING = (
     "tests/integration/test_cli_letters.py",
     "tests/integration/test_cli_pending.py",
@@ -627,5 +634,82 @@ MUTANTS = (
         'if is_busy or file_bytes(f"{self.path}-wal"):',
         "if False:",
         MOVING,
+    ),
+    # -- straight to Kafka --------------------------------------------------------------
+    Mutant(
+        "what a killed worker had stored is stored again",
+        f"{WORKER}/kafka_link/session.py",
+        "        return record.fingerprint in self._stored\n",
+        "        return not self._stored\n",
+        KAFKA,
+    ),
+    Mutant(
+        "the position is not of the transaction",
+        f"{WORKER}/kafka_link/session.py",
+        """        attempt.make(
+            lambda seconds: producer.send_offsets_to_transaction([position], self._group, seconds),
+            self._serve,
+        )
+""",
+        "        assert position\n",
+        KAFKA,
+    ),
+    Mutant(
+        "a position is believed that was never committed",
+        f"{WORKER}/kafka_link/position.py",
+        """    if at.offset < 0:
+        return Position([], group, is_lost=False)
+""",
+        "    at.offset = max(consumer.get_watermark_offsets(TopicPartition(topic, 0))[1] - 1, 0)\n",
+        KAFKA,
+    ),
+    Mutant(
+        "a producer goes on after a record has failed",
+        f"{WORKER}/kafka_link/backend.py",
+        """missing in its sequence: the broker would take no more.
+        self._session = None
+""",
+        """missing in its sequence: the broker would take no more.
+""",
+        KAFKA,
+    ),
+    Mutant(
+        "records of an undone transaction count as delivered",
+        f"{WORKER}/kafka_link/reports.py",
+        "[Undecided() for _ in range(sent)]",
+        "[Delivered() for _ in range(sent)]",
+        KAFKA,
+        (
+            "from meter_worker.backend import Answered, ",
+            "from meter_worker.backend import Answered, Delivered, ",
+        ),
+    ),
+    Mutant(
+        "a broker that is out of reach is a verdict",
+        f"{WORKER}/kafka_link/reports.py",
+        "        if code < 0 or code in TRANSACTION or words is not None:\n",
+        "        if words is not None:\n",
+        KAFKA,
+    ),
+    Mutant(
+        "two requests at once of one producer",
+        f"{WORKER}/assembly.py",
+        'settings.max_in_flight if settings.sink == "rest" else 1',
+        "settings.max_in_flight",
+        KAFKA,
+    ),
+    Mutant(
+        "events of several devices under one key are one",
+        f"{WORKER}/kafka_link/records.py",
+        '[value["tenant_id"], value["device_id"], value["idempotency_key"]]',
+        '[value["idempotency_key"]]',
+        KAFKA,
+    ),
+    Mutant(
+        "a password is told",
+        f"{WORKER}/kafka_link/configuration.py",
+        '            text = text.replace(secret, "***")\n',
+        "            pass\n",
+        KAFKA,
     ),
 )

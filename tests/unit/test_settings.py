@@ -56,6 +56,7 @@ DEFAULTS = {
     "rate": None,
     "dedupe_window": None,
     "sink": "rest",
+    "kafka_config": None,
 }
 
 
@@ -204,6 +205,13 @@ GOOD = [
     ("rate", 100, 100.0),
     ("dedupe_window", "604800", 604_800.0),
     ("sink", "rest", "rest"),
+    ("sink", "kafka://h:9092/t", "kafka://h:9092/t"),
+    (
+        "sink",
+        "kafka://a.b-c:1,[::1]:65535,10.0.0.1:9092/" + "t" * 239,
+        "kafka://a.b-c:1,[::1]:65535,10.0.0.1:9092/" + "t" * 239,
+    ),
+    ("kafka_config", "/dev/null", "/dev/null"),
 ]
 
 
@@ -324,9 +332,23 @@ BAD: list[tuple[str, object, str, str]] = [
         "sink",
         "kafka://u:word@h:9092/t",
         "'kafka://***@h:9092/t'",
-        "rest: this version has no Kafka",
+        "without user and password: METER_KAFKA_CONFIG names the file for those",
     ),
-    ("sink", "REST", "'REST'", "rest"),
+    ("sink", "REST", "'REST'", "rest, or kafka://host:port[,host:port]/topic"),
+    ("sink", 9092, "9092", "rest, or kafka://host:port[,host:port]/topic"),
+    ("sink", "kafka://h:9092", "'kafka://h:9092'", "rest, or kafka://host:port"),
+    ("sink", "kafka://h/t", "'kafka://h/t'", "kafka://host:port[,host:port]/topic, each port"),
+    ("sink", "kafka://h:0/t", "'kafka://h:0/t'", "kafka://host:port[,host:port]/topic, each port"),
+    ("sink", "kafka://h:1,/t", "'kafka://h:1,/t'", "kafka://host:port[,host:port]/topic, each"),
+    ("sink", "kafka://h:1/a b", "'kafka://h:1/a b'", TOPIC),
+    ("sink", "kafka://h:1/t?a=b", "'kafka://h:1/t?***'", TOPIC),
+    (
+        "sink",
+        "kafka://h:1/" + "t" * 240,
+        module.shown("kafka://h:1/" + "t" * 240),
+        "kafka:// with a topic of at most 239 characters",
+    ),
+    ("kafka_config", "/no/such", "'/no/such'", "a file that can be read"),
     ("client_key", "/dev/null", "'/dev/null'", "given with METER_CLIENT_CERT (client_cert)"),
     ("ca_bundle", "/no/such", "'/no/such'", "a file that can be read"),
 ]

@@ -120,6 +120,8 @@ class Session:
             attempt.make(producer.abort_transaction, self._serve)
             return self._of_events(failed, len(records))
         if not offsets:
+            # Taken back by librdkafka itself, which says why when it is to commit nothing.
+            attempt.make(producer.commit_transaction, self._serve)
             raise KafkaFailed("the transaction was taken back")
         position = TopicPartition(self._positions_topic, PARTITION, offsets[0])
         attempt.make(
