@@ -152,9 +152,8 @@ def test_a_broker_is_reached_by_mutual_tls(tmp_path: Path, broker_program: str) 
         broker.kill()
 
 
-def test_without_the_extra_it_is_said_what_to_install(
-    operator: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("operator")
+def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker ends with 2 and the doctor finds a fault; nobody else misses it."""
     monkeypatch.setenv("METER_SINK", f"kafka://127.0.0.1:1/{TOPIC}")
     program = (

@@ -1,4 +1,4 @@
-"""What a broker says of records is judged as a proxy's answer is: outages, verdicts, dead letters."""
+"""What a broker says is judged as a proxy's answer is: outages, verdicts, dead letters."""
 
 from __future__ import annotations
 

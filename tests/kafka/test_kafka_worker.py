@@ -13,7 +13,7 @@ pytest.importorskip("confluent_kafka", reason="the extra 'kafka' is not installe
 
 from meter_lib.outbox import Selector
 from meter_worker.sandbox import Sandbox
-from tests.kafka.brokers import TOPIC, Broker, Reader
+from tests.kafka.brokers import TOPIC, Broker
 from tests.kafka.workers import (
     KafkaDevice,
     came,
@@ -76,7 +76,7 @@ def test_what_a_killed_worker_had_stored_is_not_stored_again(
 
 def test_nothing_is_lost_by_workers_killed_under_load(device: KafkaDevice, broker: Broker) -> None:
     """Killed at any instant, over and over, while events are recorded: sums and order hold."""
-    moment = random.Random(7)
+    moment = random.Random(7)  # noqa: S311 - any instants do
     recording = threading.Thread(target=device.record, args=(400,))
     recording.start()
     for _ in range(6):
