@@ -143,10 +143,11 @@ def test_a_broker_is_reached_by_mutual_tls(tmp_path: Path, broker_program: str) 
         assert all_delivered(KafkaBackend(known).deliver(request_of("a")), 1)
 
         strange = configuration(properties, protocol, ca_bundle=str(stranger.path), **settings)
-        outcome = KafkaBackend(strange).deliver(request_of("b"))
-        assert isinstance(outcome, Unavailable)
-        assert outcome.wants_an_operator
-        assert "certificate verify failed" in outcome.detail
+        for _ in range(5):  # errors follow from this one, now and then before it is looked at
+            outcome = KafkaBackend(strange).deliver(request_of("b"))
+            assert isinstance(outcome, Unavailable)
+            assert outcome.wants_an_operator
+            assert "certificate verify failed" in outcome.detail
     finally:
         line.close()
         broker.kill()

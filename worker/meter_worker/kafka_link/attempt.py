@@ -59,7 +59,8 @@ class Complaints:
         """Take down an error; called by librdkafka while it is polled."""
         if error.code() == ALL_BROKERS_DOWN:
             self._all_down = True
-        else:
+        elif not self._are_lasting:
+            # What follows from a certificate or a password that is refused says less.
             self._last = error
 
     def forget(self) -> None:
