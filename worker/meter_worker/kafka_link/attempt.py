@@ -81,7 +81,10 @@ class Complaints:
 
     @property
     def _are_lasting(self) -> bool:
-        return self._last is not None and self._last.code() in HOPELESS
+        # A handshake that failed is now and then told as a lost connection first.
+        return self._last is not None and (
+            self._last.code() in HOPELESS or "SSL_HANDSHAKE" in self._last.str()
+        )
 
     @property
     def words(self) -> str:
