@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -224,6 +226,23 @@ def test_a_broker_out_of_reach_is_an_outage(broker: Broker) -> None:
         assert "Connection refused" in outcome.detail
     assert all_delivered(backend.deliver(request_of("b")), 1)
     assert keys_in(broker) == ["b"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted on Linux")
+def test_an_outage_leaves_nothing_running(broker: Broker) -> None:
+    """However many attempts fail, each takes its threads and connections with it."""
+    backend = backend_to(broker.address)
+    broker.kill()
+    threads = []
+    gc.disable()
+    try:
+        for _ in range(8):
+            assert isinstance(backend.deliver(request_of("a")), Unavailable)
+            threads.append(len(os.listdir("/proc/self/task")))
+    finally:
+        gc.enable()
+
+    assert max(threads) == threads[0]
 
 
 def test_no_answer_is_an_outage_after_the_time_set(broker: Broker) -> None:

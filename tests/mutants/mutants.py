@@ -640,7 +640,7 @@ MUTANTS = (
         "what a killed worker had stored is stored again",
         f"{WORKER}/kafka_link/session.py",
         "        return record.fingerprint in self._stored\n",
-        "        return not self._stored\n",
+        "        return not record\n",
         KAFKA,
     ),
     Mutant(

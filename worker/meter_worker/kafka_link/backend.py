@@ -47,16 +47,12 @@ class KafkaBackend:
                 self._leave()
                 return Interrupted()
             except KafkaFailed as error:
-                failure = error
+                outage = self._outage(error)
             except KafkaException as error:
-                failure = KafkaFailed.of(error.args[0])
+                outage = self._outage(KafkaFailed.of(error.args[0]))
             # Whatever it was, the next session sees what is stored.
             self._leave()
-        return Unavailable(
-            self._configuration.without_secrets(str(failure)),
-            timed_out=failure.timed_out,
-            wants_an_operator=failure.wants_an_operator,
-        )
+        return outage
 
     def interrupt(self) -> None:
         """Break off what is under way; every further `deliver` is interrupted too."""
@@ -90,6 +86,13 @@ class KafkaBackend:
         verdicts = dict(zip(places, outcome.verdicts, strict=True))
         return outcome._replace(
             verdicts=[verdicts.get(place, Delivered()) for place in range(len(records))]
+        )
+
+    def _outage(self, failure: KafkaFailed) -> Unavailable:
+        return Unavailable(
+            self._configuration.without_secrets(str(failure)),
+            timed_out=failure.timed_out,
+            wants_an_operator=failure.wants_an_operator,
         )
 
     def _leave(self) -> None:

@@ -73,7 +73,7 @@ def read_position(
         resumable=False,
     )
     if at.error is not None:
-        raise KafkaFailed(at.error.str(), wants_an_operator=True)
+        raise KafkaFailed.of(at.error)
     if at.offset < 0:
         return Position([], group, is_lost=False)
     # The offset shows that it is committed; transactions of others are not waited for.
@@ -89,7 +89,7 @@ def _stored(message: Message, outbox_id: str, offset: int) -> list[str] | None:
     """Return what the record names, or None where it is not the one that was written."""
     error = message.error()
     if error is not None and error.code() not in GONE:
-        raise KafkaFailed(error.str(), wants_an_operator=True)
+        raise KafkaFailed.of(error)
     if error is not None or message.offset() != offset:
         return None
     try:
