@@ -23,6 +23,7 @@ from tests.kafka.workers import (
     usage_by_key,
 )
 from tests.promises.delivering import eventually, killed
+from tests.unit.flusher_bench import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,18 @@ def test_every_event_arrives_once_and_in_order(device: KafkaDevice, broker: Brok
     status = device.status
     assert (status.accepted, status.delivered, status.dead) == (400, 400, 0)
     assert f"events to kafka://{broker.address}/{TOPIC}" in device.log
+
+
+@pytest.mark.parametrize(("sink", "at_once"), [(f"kafka://127.0.0.1:1/{TOPIC}", 1), ("rest", 3)])
+def test_one_request_is_under_way_to_a_broker(tmp_path: Path, sink: str, at_once: int) -> None:
+    """All but the last transaction are settled, so the position need not name more than that."""
+    bench = Bench(tmp_path / "outbox.db", sink=sink, max_in_flight=4)
+    for device_id in "abc":
+        bench.post(f"of {device_id}", device_id=device_id)
+    [question] = bench.flusher.start()
+    bench.flusher.finish(question, question.make())
+
+    assert len(bench.flusher.start()) == at_once
 
 
 def test_what_a_killed_worker_had_stored_is_not_stored_again(
