@@ -5,7 +5,12 @@ from meter_lib import post_meter_usage
 post_meter_usage("tenant-1", "device-1", "page.processed.basic", total_usage=24)
 """
 
-from meter_lib._api import post_ai_meter_usage, post_meter_usage
+from meter_lib._api import (
+    apost_ai_meter_usage,
+    apost_meter_usage,
+    post_ai_meter_usage,
+    post_meter_usage,
+)
 from meter_lib._version import __version__
 from meter_lib.client import MeterClient
 from meter_lib.errors import (
@@ -21,6 +26,7 @@ from meter_lib.errors import (
     OutboxUnavailable,
     SchemaTooNew,
 )
+from meter_lib.metering import metered
 from meter_lib.meters import METERS, Meter
 from meter_lib.outbox import Receipt
 from meter_lib.settings import Settings
@@ -43,6 +49,9 @@ __all__ = [
     "SchemaTooNew",
     "Settings",
     "__version__",
+    "apost_ai_meter_usage",
+    "apost_meter_usage",
+    "metered",
     "post_ai_meter_usage",
     "post_meter_usage",
 ]

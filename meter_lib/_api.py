@@ -1,4 +1,4 @@
-"""The two functions of the original library, over a client that is made on first use."""
+"""The two functions of the original library and their twins, over a client made on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
     from meter_lib.outbox import Receipt
 
-__all__ = ["post_ai_meter_usage", "post_meter_usage"]
+__all__ = [
+    "REFUSALS",
+    "apost_ai_meter_usage",
+    "apost_meter_usage",
+    "default_client",
+    "log_refusal",
+    "post_ai_meter_usage",
+    "post_meter_usage",
+]
+
+# What is logged, and not raised: that no fault of an outbox stops the program that is metered.
+REFUSALS = (OutboxUnavailable, InvalidSetting)
 
 _logger = logging.getLogger("meter_lib")
 _clients: dict[str, MeterClient] = {}
@@ -53,7 +64,7 @@ def post_meter_usage(
     if kafka_url is not None or portal_url is not None or api_key is not None:
         _name_the_settings()
     try:
-        return _client().post(
+        return default_client().post(
             tenant_id,
             device_id,
             meter_id,
@@ -64,8 +75,8 @@ def post_meter_usage(
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
-    except (OutboxUnavailable, InvalidSetting) as error:
-        _logger.error("usage was not recorded: %s", error)
+    except REFUSALS as error:
+        log_refusal(error)
         return None
 
 
@@ -97,7 +108,69 @@ def post_ai_meter_usage(
     )
 
 
-def _client() -> MeterClient:
+async def apost_meter_usage(
+    tenant_id: str,
+    device_id: str,
+    meter_id: str,
+    total_usage: int | None = None,
+    start_time: int | None = None,
+    end_time: int | None = None,
+    *,
+    timestamp: int | None = None,
+    metadata: Mapping[str, str | bool | int | float] | None = None,
+    idempotency_key: str | None = None,
+) -> Receipt | None:
+    """Record usage as `post_meter_usage` does, without blocking the event loop.
+
+    Where the task is cancelled after this has begun, the event is recorded all the same, or
+    the log tells at ERROR why not; only then does the task go on being cancelled.
+    """
+    try:
+        return await default_client().apost(
+            tenant_id,
+            device_id,
+            meter_id,
+            total_usage,
+            start_time,
+            end_time,
+            timestamp=timestamp,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+    except REFUSALS as error:
+        log_refusal(error)
+        return None
+
+
+async def apost_ai_meter_usage(
+    tenant_id: str,
+    device_id: str,
+    meter_id: str,
+    start_time: int | None = None,
+    end_time: int | None = None,
+    *,
+    metadata: Mapping[str, str | bool | int | float] | None = None,
+    idempotency_key: str | None = None,
+) -> Receipt | None:
+    """Record the start or the end of a session; otherwise as `apost_meter_usage`."""
+    return await apost_meter_usage(
+        tenant_id,
+        device_id,
+        meter_id,
+        start_time=start_time,
+        end_time=end_time,
+        metadata=metadata,
+        idempotency_key=idempotency_key,
+    )
+
+
+def log_refusal(error: Exception) -> None:
+    """Say why the outbox did not take an event."""
+    _logger.error("usage was not recorded: %s", error)
+
+
+def default_client() -> MeterClient:
+    """Return the client of the outbox that the environment names now."""
     # By what the environment names, so that a program (or its tests) may change it.
     named = outbox_in_environment()
     client = _clients.get(named)
