@@ -18,7 +18,7 @@ from meter_lib._sqlite.connection import transaction, translated, translation
 from meter_lib._sqlite.file_lock import FairLock
 from meter_lib._sqlite.files import file_bytes, make_folder
 from meter_lib._sqlite.flusher_hold import FlusherHold
-from meter_lib._sqlite.forking import inherit, watch
+from meter_lib._sqlite.forking import ForkedFile
 from meter_lib._sqlite.leaving_file import LeavingFile
 from meter_lib._sqlite.limits import limits_of
 from meter_lib._sqlite.log_repair import LogTrust, may_leave_traces
@@ -45,7 +45,7 @@ _PAGES_BETWEEN_LOOKS = 64
 _T = TypeVar("_T")
 
 
-class Database(LeavingFile):
+class Database(LeavingFile, ForkedFile):
     """The file of one outbox, as this process sees it. Opened on first use, safe across fork()."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Database(LeavingFile):
         self._reserve = Reserve(f"{self.path}.reserve", self.limits.reserve_bytes)
         self._pages_until_look = 0
         self._hold = FlusherHold(f"{self.path}.flusher")
-        watch(self)
+        self.watch_forks()
 
     # -- transactions -----------------------------------------------------------------
 
@@ -213,6 +213,7 @@ class Database(LeavingFile):
             self._unlock()
 
     def _check_it_is_our_turn(self) -> None:
+        self.notice_a_fork()
         # The mutex let us in, so it is the same thread: a signal handler has interrupted it.
         if self._is_exclusive or (self._connection is not None and self._connection.in_transaction):
             raise OutboxUnavailable(
@@ -350,6 +351,7 @@ class Database(LeavingFile):
     def close(self) -> None:
         """Let go of the file and of all locks."""
         with self._mutex:
+            self.notice_a_fork()
             self.release()
             self._close_connection()
 
@@ -370,30 +372,3 @@ class Database(LeavingFile):
         if self._write_lock is not None:
             self._write_lock.close()
             self._write_lock = None
-
-    # -- fork -------------------------------------------------------------------------
-
-    def pause_for_fork(self) -> None:
-        """Wait until no transaction of this process is open, and close the connection.
-
-        A child that inherits it inherits SQLite's account of who has the file open, and
-        would share it with its own connection without telling the parent: the last of the
-        parent's to close would take the log away from under the child.
-        """
-        self._mutex.acquire()
-        if self._connection is not None and not self._connection.in_transaction:
-            self._close_connection()
-
-    def resume_in_parent(self) -> None:
-        """Go on after the fork."""
-        self._mutex.release()
-
-    def forget_in_child(self) -> None:
-        """Start afresh in the child: the parent's connection and locks are not ours."""
-        if self._connection is not None:
-            inherit(self._connection)
-        self._forget_files()
-        self._close_locks()
-        self._is_exclusive = False
-        self._hold.forget()
-        self._mutex = threading.RLock()
