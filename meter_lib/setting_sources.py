@@ -43,8 +43,13 @@ def from_arguments(fields: dict[str, object]) -> dict[str, Given]:
     }
 
 
-def from_environment(environ: Mapping[str, str], fields: Mapping[str, str]) -> dict[str, Given]:
-    """What the environment says; `fields` maps variables to fields."""
+def from_environment(
+    environ: Mapping[str, str], fields: Mapping[str, str], strays: list[str]
+) -> dict[str, Given]:
+    """What the environment says; `fields` maps variables to fields.
+
+    Names of ours that are no setting are warned about, and what is said is added to `strays`.
+    """
     known: dict[str, Given] = {}
     unknown: list[str] = []
     for name, value in environ.items():
@@ -53,14 +58,17 @@ def from_environment(environ: Mapping[str, str], fields: Mapping[str, str]) -> d
             known[field] = Given(value, "environment", " in the environment")
         elif not field and name.upper().startswith("METER_") and name != CONFIG_VARIABLE:
             unknown.append(name)
-    _warn_of_unknown(unknown, "the environment", fields)
+    strays += _warned_of(unknown, "the environment", fields)
     return known
 
 
 def from_file(
-    named: str | None, environ: Mapping[str, str], fields: Mapping[str, str]
+    named: str | None, environ: Mapping[str, str], fields: Mapping[str, str], strays: list[str]
 ) -> dict[str, Given]:
-    """The settings of the named file, or of the default one if there is one."""
+    """The settings of the named file, or of the default one if there is one.
+
+    For `strays` see `from_environment`.
+    """
     try:
         path = absolute(file_path(named or DEFAULT_CONFIG), environ)
         lines = small_file(path).decode("utf-8-sig").split("\n")
@@ -76,13 +84,15 @@ def from_file(
     except ValueError as error:
         reason = f"it must be {error}"
     else:
-        return _from_lines(lines, path, fields)
+        return _from_lines(lines, path, fields, strays)
     raise InvalidSetting(
         f"{CONFIG_VARIABLE} (config) is {shown(named or DEFAULT_CONFIG, most=300)}: {reason}"
     )
 
 
-def _from_lines(lines: list[str], path: str, fields: Mapping[str, str]) -> dict[str, Given]:
+def _from_lines(
+    lines: list[str], path: str, fields: Mapping[str, str], strays: list[str]
+) -> dict[str, Given]:
     known: dict[str, Given] = {}
     unknown: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -95,7 +105,7 @@ def _from_lines(lines: list[str], path: str, fields: Mapping[str, str]) -> dict[
                 known[field] = Given(value, path, f" in {place}")
         elif name.upper().startswith("METER_"):
             unknown.append(name)
-    _warn_of_unknown(unknown, shown(path, most=300), fields)
+    strays += _warned_of(unknown, shown(path, most=300), fields)
     return known
 
 
@@ -115,16 +125,17 @@ def _assignment(line: str, place: str) -> tuple[str, str]:
     return name, value
 
 
-def _warn_of_unknown(names: Iterable[str], place: str, fields: Iterable[str]) -> None:
+def _warned_of(names: Iterable[str], place: str, fields: Iterable[str]) -> list[str]:
+    sentences: list[str] = []
     for name in names:
         hint = (
             ": only the environment can name the settings file"
             if name == CONFIG_VARIABLE
             else nearest(name.upper(), [*fields, CONFIG_VARIABLE])
         )
-        logger.warning(
-            "%s in %s is not a setting and has no effect%s", shown(name)[1:-1], place, hint
-        )
+        sentences.append(f"{shown(name)[1:-1]} in {place} is not a setting and has no effect{hint}")
+        logger.warning("%s", sentences[-1])
+    return sentences
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -103,7 +103,7 @@ class Settings:
 
     `Settings.load()` asks the environment and the settings file too. Nothing can be changed
     afterwards. `origins` says of each field where its value is from: "default", "environment",
-    "argument", or the path of a file.
+    "argument", or the path of a file. `strays` tells of names that look like settings and are none.
     """
 
     outbox = Setting(outbox_path, "", "file of the outbox", is_file=True)
@@ -187,6 +187,7 @@ class Settings:
     )
 
     origins: dict[str, str]
+    strays: tuple[str, ...] = ()
 
     def __init__(self, **fields: object) -> None:
         given = _merged(from_arguments(fields))
@@ -210,13 +211,14 @@ class Settings:
         """
         if environ is None:
             environ = os.environ
+        strays: list[str] = []
         given = _merged(
-            from_file(config or environ.get(CONFIG_VARIABLE), environ, _FIELDS),
-            from_environment(environ, _FIELDS),
+            from_file(config or environ.get(CONFIG_VARIABLE), environ, _FIELDS, strays),
+            from_environment(environ, _FIELDS, strays),
             from_arguments(overrides),
         )
         settings = cls.__new__(cls)
-        settings.__dict__.update(_values(given, environ, delivers=delivers))
+        settings.__dict__.update(_values(given, environ, delivers=delivers), strays=(*strays,))
         return settings
 
     def with_outbox(self, outbox: str | os.PathLike[str] | None) -> Settings:

@@ -479,6 +479,20 @@ def test_a_wrong_setting_is_named(
     assert "METER_BATCH_SIZE" in err
 
 
+def test_a_name_that_is_no_setting_gets_the_nearest_known_one(
+    path: Path, examined: Callable[..., Examined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a warning, with the place and without the value, which may be a secret."""
+    del path
+    monkeypatch.setenv("METER_STREAM_TOKENS", "s3cret")
+    said = examined()
+    verdict, *words = said.of("settings")
+    assert (said.code, verdict) == (0, "warning")
+    assert "METER_STREAM_TOKENS in the environment is not a setting" in words[0]
+    assert "did you mean METER_STREAM_TOKEN?" in words[0]
+    assert "s3cret" not in str(words)
+
+
 def test_a_token_that_cannot_be_read_is_named(
     path: Path, examined: Callable[..., Examined], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from meter_worker.doctor.outbox_checks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from meter_lib.outbox import OutboxStatus
     from meter_lib.settings import Settings
@@ -62,7 +62,7 @@ def examine(
             "settings", "fault", str(error), "the worker does not start until it is right"
         )
     else:
-        yield Finding("settings", "ok", "each can be meant, and each file they name can be read")
+        yield _names(settings.strays)
     yield from check_links(settings, clock_is_right=clock.verdict == "ok")
 
 
@@ -98,6 +98,14 @@ def _outbox(settings: Settings, seconds: float) -> Iterator[Finding]:
         yield check_set_aside(status.set_aside)
         yield check_copy(status)
         yield check_worker(outbox.holder())
+
+
+def _names(strays: Sequence[str]) -> Finding:
+    """Return whether all that looks like a setting is one; that each can be meant is known."""
+    if strays:
+        remedy = "correct these names, or take them away: their values count for nothing"
+        return Finding("settings", "warning", "; ".join(strays), remedy)
+    return Finding("settings", "ok", "each can be meant, and each file they name can be read")
 
 
 def _space(settings: Settings) -> Finding:
