@@ -6,6 +6,7 @@ import click
 
 from meter_lib import __version__
 from meter_worker.cli.audit import audit
+from meter_worker.cli.completion import completion
 from meter_worker.cli.config import show_config
 from meter_worker.cli.dead_letters import dead_letters
 from meter_worker.cli.delivery import flush, worker
@@ -60,5 +61,6 @@ for _command in (
     sandbox,
     demo,
     torture,
+    completion,
 ):
     main.add_command(_command)

@@ -12,6 +12,7 @@ from meter_lib.letters import Selector
 from meter_lib.opening import open_outbox
 from meter_worker.cli.canary import Canary
 from meter_worker.cli.changes import Change, ask
+from meter_worker.cli.completing import complete_letter
 from meter_worker.cli.dead_letter_view import print_letter, print_letters, shown_letter
 from meter_worker.cli.export_files import export
 from meter_worker.cli.groups import CommandGroup
@@ -68,7 +69,7 @@ def list_letters(*, as_json: bool, outbox: str | None, config: str | None, **giv
 
 
 @dead_letters.command()
-@click.argument("key")
+@click.argument("key", shell_complete=complete_letter)
 @json_option
 @outbox_options
 def show(*, key: str, as_json: bool, outbox: str | None, config: str | None) -> None:

@@ -32,7 +32,7 @@ class CommandGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the arguments; without any, say what there is and end with 2."""
         # Versions of click end this with different codes.
-        if not args:
+        if not args and not ctx.resilient_parsing:  # which is how a shell asks what there is
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)

@@ -10,6 +10,7 @@ import click
 
 from meter_lib.letters import PendingEvent, Selector
 from meter_lib.opening import open_outbox
+from meter_worker.cli.completing import complete_pending
 from meter_worker.cli.dead_letter_view import print_event, shown_event
 from meter_worker.cli.export_files import export
 from meter_worker.cli.groups import CommandGroup
@@ -62,7 +63,7 @@ def list_pending(*, as_json: bool, outbox: str | None, config: str | None, **giv
 
 
 @pending.command()
-@click.argument("key")
+@click.argument("key", shell_complete=complete_pending)
 @json_option
 @outbox_options
 def show(*, key: str, as_json: bool, outbox: str | None, config: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from meter_lib import InvalidUsage, InvalidUsageType, MeterClient
+from meter_worker.cli.completing import complete_meter
 from meter_worker.cli.import_report import run_import
 from meter_worker.cli.options import json_option, outbox_options, settings_from
 from meter_worker.cli.output import print_json
@@ -34,7 +35,13 @@ _OPTIONS = {
 @click.command()
 @click.option("--tenant", "tenant_id", metavar="ID", help="Who pays. Required.")
 @click.option("--device", "device_id", metavar="ID", help="Where it was used. Required.")
-@click.option("--meter", "meter_id", metavar="ID", help="What was used. Required.")
+@click.option(
+    "--meter",
+    "meter_id",
+    metavar="ID",
+    shell_complete=complete_meter,
+    help="What was used. Required.",
+)
 @click.option("--usage", "total_usage", type=int, metavar="N", help="How many units were used.")
 @click.option("--start-time", type=int, metavar="MS", help="When use began.")
 @click.option("--end-time", type=int, metavar="MS", help="When use ended.")

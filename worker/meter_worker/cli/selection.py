@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import click
 
 from meter_lib.letters import DeadLetter, PendingEvent, Selector
+from meter_worker.cli.completing import (
+    complete_letter,
+    complete_meter,
+    complete_pending,
+    complete_reason,
+)
 from meter_worker.cli.values import Instant
 
 if TYPE_CHECKING:
@@ -26,24 +32,36 @@ def selector_options(things: str, *, reason: bool = False) -> Callable[[_Command
     """Return what adds KEY... and the options that select `things`, such as dead letters."""
 
     def with_options(command: _Command) -> _Command:
-        for option in reversed(_options(things)):
+        # Dead letters have reasons, pending events have none.
+        for option in reversed(_options(things, complete_letter if reason else complete_pending)):
             command = option(command)
         if reason:
-            command = click.option("--reason", metavar="REASON", help="Those with this reason.")(
-                command
-            )
+            command = click.option(
+                "--reason",
+                metavar="REASON",
+                shell_complete=complete_reason,
+                help="Those with this reason.",
+            )(command)
         return command
 
     return with_options
 
 
-def _options(things: str) -> Sequence[Callable[[Any], Any]]:  # Any: as above
+def _options(
+    things: str, complete_key: Callable[..., Any]
+) -> Sequence[Callable[[Any], Any]]:  # Any: as above
     return (
-        click.argument("keys", nargs=-1, metavar="[KEY]..."),
+        click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_key),
         click.option("--all", "everything", is_flag=True, help=f"All {things}."),
         click.option("--tenant", "tenant_id", metavar="ID", help="Those of a tenant."),
         click.option("--device", "device_id", metavar="ID", help="Those of a device."),
-        click.option("--meter", "meter_id", metavar="ID", help="Those of a meter."),
+        click.option(
+            "--meter",
+            "meter_id",
+            metavar="ID",
+            shell_complete=complete_meter,
+            help="Those of a meter.",
+        ),
         click.option(
             "--since",
             type=Instant(),

@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from meter_lib.usage import shown
 
@@ -47,6 +48,13 @@ class SettingText(_ParamType):
         except ValueError as error:
             self.fail(str(self._setting.refusal(value, str(error))), param, ctx)
         return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return that a file is meant, where one is."""
+        del ctx, param
+        return [CompletionItem(incomplete, type="file")] if self._setting.is_file else []
 
 
 class Instant(_ParamType):
