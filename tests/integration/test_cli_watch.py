@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Terminal:
     """A terminal on which a command runs."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **environment: str) -> None:
         ours, its = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "meter_worker", *arguments],
@@ -32,6 +32,7 @@ class Terminal:
             stdout=its,
             stderr=its,
             start_new_session=True,
+            env={**os.environ, "TERM": "xterm", **environment},
         )
         os.close(its)
         self._ours = ours
@@ -53,9 +54,9 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*arguments: str) -> Iterator[Terminal]:
+def terminal(*arguments: str, **environment: str) -> Iterator[Terminal]:
     """A terminal with a command that is ended with the block."""
-    made = Terminal(*arguments)
+    made = Terminal(*arguments, **environment)
     try:
         yield made
     finally:
@@ -106,6 +107,32 @@ def test_a_plain_status_has_no_colour_in_a_pipe(operator: Operator) -> None:
     assert "\x1b" not in stdout
     with terminal("status") as screen:
         screen.wait_for("\x1b[33mNo worker is running")
+
+
+def test_no_colour_is_shown_to_whoever_wants_none(operator: Operator) -> None:
+    """NO_COLOR takes the colours away, and leaves the picture that is drawn anew."""
+    operator.post("a")
+    with terminal("status", "--watch", NO_COLOR="1") as screen:
+        screen.wait_for("No worker is running")
+        operator.post("b")
+        screen.wait_for("accepted      2\x1b[K")
+        assert ("\x1b[33m" in screen.shown, screen.shown.count("\x1b[2J")) == (False, 1)
+    with terminal("status", NO_COLOR="1") as screen:
+        screen.wait_for("No worker is running")
+        assert "\x1b" not in screen.shown
+
+
+def test_a_dumb_terminal_gets_plain_text(operator: Operator) -> None:
+    """It gets one picture after the other, no bar, and no sequence that it could not read."""
+    operator.post(*(f"k{number}" for number in range(600)))
+    with terminal("status", "--watch", TERM="dumb") as screen:
+        screen.wait_for("No worker is running")
+        operator.post("b")
+        screen.wait_for("accepted      601")
+        assert "\x1b" not in screen.shown
+    with terminal("pending", "export", "file", TERM="dumb") as screen:
+        screen.wait_for("601 pending events written to file")
+        assert ("exporting" in screen.shown, "\x1b" in screen.shown) == (False, False)
 
 
 def test_a_missing_outbox_is_not_watched(operator: Operator) -> None:

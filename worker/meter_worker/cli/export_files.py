@@ -6,10 +6,13 @@ import contextlib
 import datetime as dt
 import json
 import os
+import sys
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from meter_worker.cli.output import counted_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "new_file", "new_file_beside", "write_lines"]
 
 _STDOUT = "-"
+_LABEL = "exporting"
 
 
 def export(path: str, rows: Iterable[Any]) -> int:  # Any: what JSON can carry
@@ -27,6 +31,8 @@ def export(path: str, rows: Iterable[Any]) -> int:  # Any: what JSON can carry
     """
     if path != _STDOUT:
         return write_lines(path, new_file(path, param_hint="'FILE'"), rows)
+    if not sys.stdout.isatty():
+        rows = counted_rows(rows, _LABEL)
     written = 0
     for written, row in enumerate(rows, start=1):  # noqa: B007  # its last value is the result
         click.echo(json.dumps(row))
@@ -57,7 +63,7 @@ def write_lines(path: str, descriptor: int, rows: Iterable[Any]) -> int:  # Any:
     written = 0
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
-            for row in rows:
+            for row in counted_rows(rows, _LABEL):
                 file.write(json.dumps(row) + "\n")
                 written += 1
             file.flush()

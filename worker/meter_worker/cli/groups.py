@@ -12,6 +12,7 @@ import click
 
 from meter_lib import InvalidSetting, MeterError
 from meter_worker.logs import escaped, log_briefly
+from meter_worker.terminal import wants_colours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,13 @@ class Program(CommandGroup):
     def _run(self, arguments: Sequence[str] | None) -> int:
         try:
             # Commands return nothing: what comes is None, or the code that one has exited with.
-            code = super().main(arguments, prog_name=_NAME, standalone_mode=False)
+            code = super().main(
+                arguments,
+                prog_name=_NAME,
+                standalone_mode=False,
+                # None: where there is a terminal.
+                color=None if wants_colours() else False,
+            )
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else _NAME
             return _failed(f"{path}: {error.format_message()} (see {path} --help)", 2)

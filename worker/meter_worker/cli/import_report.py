@@ -17,6 +17,7 @@ from meter_lib.opening import open_outbox
 from meter_worker.cli.output import counted, progress_bar
 from meter_worker.importing import LineImport
 from meter_worker.logs import escaped
+from meter_worker.terminal import can_draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,8 +69,9 @@ def run_import(
 
 
 def _say_bad(bad_line: BadLine) -> None:
-    clear = _CLEAR_LINE if sys.stderr.isatty() else ""
-    click.echo(f"{clear}line {bad_line.number}: {escaped(bad_line.why)}", err=True)
+    clear = _CLEAR_LINE if can_draw(sys.stderr) else ""
+    text = f"{clear}line {bad_line.number}: {escaped(bad_line.why)}"
+    click.echo(text, err=True, color=True)  # or NO_COLOR would take away that beginning
 
 
 class _Report:

@@ -7,21 +7,23 @@ import datetime as dt
 import json
 import sys
 import unicodedata
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from meter_worker.logs import escaped
+from meter_worker.terminal import can_draw
 from meter_worker.words import counted, shown_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = [
     "ROWS_SHOWN",
     "Progress",
     "counted",
+    "counted_rows",
     "field_lines",
     "print_fields",
     "print_json",
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 ROWS_SHOWN = 50
+_ROWS_A_STEP = 100  # drawing takes longer than a row
+
+_Row = TypeVar("_Row")
 
 
 class Progress(Protocol):
@@ -51,9 +56,20 @@ class _NoProgress:
 
 def progress_bar(length: int | None, label: str) -> AbstractContextManager[Progress]:
     """Return a bar on stderr, or none where that is no terminal or the length is not known."""
-    if length is None or not sys.stderr.isatty():
+    if length is None or not can_draw(sys.stderr):
         return contextlib.nullcontext(_NoProgress())
     return click.progressbar(length=length, label=label, file=sys.stderr)
+
+
+def counted_rows(rows: Iterable[_Row], label: str) -> Iterator[_Row]:
+    """Yield the rows; on a terminal, stderr shows how many there were so far."""
+    if not can_draw(sys.stderr):
+        yield from rows
+        return
+    with click.progressbar(
+        rows, label=label, show_pos=True, update_min_steps=_ROWS_A_STEP, file=sys.stderr
+    ) as bar:
+        yield from bar
 
 
 def print_json(value: Any) -> None:  # Any: whatever JSON can carry

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from meter_worker.terminal import can_draw, wants_colours
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -43,12 +45,14 @@ def print_lines(lines: Sequence[Line]) -> None:
 
 def watched(look: Callable[[], Sequence[Line] | None]) -> None:
     """Show what `look` returns every second until Ctrl-C; None: it has shown it itself."""
-    draws = sys.stdout.isatty()
+    draws = can_draw(sys.stdout)
     try:
         for number in count():
             lines = look()
             if lines is not None and draws:
-                click.echo((_HOME if number else _CLEAR + _HOME) + _frame(lines), nl=False)
+                start = _HOME if number else _CLEAR + _HOME
+                # Not without its sequences: those that are no colours are still needed.
+                click.echo(start + _frame(lines), nl=False, color=True)
             elif lines is not None:
                 if number:
                     click.echo()
@@ -69,4 +73,4 @@ def _frame(lines: Sequence[Line]) -> str:
 def _wrapped(lines: Sequence[Line], width: int) -> Iterator[str]:
     for line in lines:
         for row in textwrap.wrap(line.text, width, replace_whitespace=False) or [""]:
-            yield line._replace(text=row).styled()
+            yield line._replace(text=row).styled() if wants_colours() else row

@@ -11,6 +11,7 @@ import click
 
 from meter_worker.demo.comparison import LEDGER_PLACES
 from meter_worker.logs import escaped
+from meter_worker.terminal import can_draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -49,19 +50,20 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def progress(whole: int) -> Generator[Callable[[int], None]]:
     """Give a function that draws how much is done, on a terminal only; it is gone in the end."""
-    on_terminal = sys.stdout.isatty()
+    on_terminal = can_draw(sys.stdout)
 
     def draw(done: int) -> None:
         if on_terminal:
             filled = _BAR_WIDTH * done // whole
             bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-            click.echo(f"\r{_INDENT}[{bar}] {done:,} of {whole:,}\033[K", nl=False)
+            text = f"\r{_INDENT}[{bar}] {done:,} of {whole:,}\033[K"
+            click.echo(text, nl=False, color=True)  # or NO_COLOR would take away that end
 
     try:
         yield draw
     finally:
         if on_terminal:
-            click.echo("\r\033[K", nl=False)
+            click.echo("\r\033[K", nl=False, color=True)
 
 
 def comparison(result: Comparison) -> None:
