@@ -6,9 +6,12 @@ import contextlib
 import functools
 import os
 import time
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from meter_lib.usage import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["FIRST_POSSIBLE_TIME", "Clock", "ClockReading", "SystemClock", "Uptime"]
 
@@ -92,15 +95,9 @@ class SystemClock:
         """Return what systemd or the kernel says, or None where neither does."""
         if os.path.exists(_SYSTEMD_MARK):
             return True
-        # Only those who deliver ask, and a host that records need not wait for it.
-        import ctypes  # noqa: PLC0415  # see above
-
-        try:
-            # All zero, it asks and changes nothing.
-            state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_LARGEST_TIMEX_BYTES))
-        except (OSError, AttributeError):
-            return None
-        return None if state < 0 else bool(state != _TIME_ERROR)
+        adjtimex = _adjtimex()
+        state = adjtimex() if adjtimex else -1
+        return None if state < 0 else state != _TIME_ERROR
 
     def steady(self) -> int:
         """Return the uptime plus an offset: the wall time at construction, or what it follows."""
@@ -113,6 +110,20 @@ class SystemClock:
 
 def _uptime_milliseconds() -> int:
     return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
+
+
+@functools.lru_cache(maxsize=1)
+def _adjtimex() -> Callable[[], int] | None:
+    """Return adjtimex(2), or None where there is none; an idle flusher asks five times a second."""
+    # Only those who deliver ask, and a host that records need not wait for it.
+    import ctypes  # noqa: PLC0415  # see above
+
+    try:
+        function = ctypes.CDLL(None).adjtimex
+    except (OSError, AttributeError):
+        return None
+    # All zero, it asks and changes nothing.
+    return lambda: int(function(ctypes.create_string_buffer(_LARGEST_TIMEX_BYTES)))
 
 
 @functools.lru_cache(maxsize=1)
