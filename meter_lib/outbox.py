@@ -347,6 +347,14 @@ class Operations(Protocol):
         """Return the outbox at this instant; the cost does not grow with the backlog."""
         ...
 
+    def pending_since(self, instants: Sequence[int]) -> list[int]:
+        """Return how many pending events were recorded at each of these instants or later.
+
+        For people: a flusher at work may make it a few more than there are, a clock that was
+        set may blur it. It counts one by one only what was set aside.
+        """
+        ...
+
     def holder(self) -> int | None:
         """Return the process id of the flusher that holds the outbox (0: unknown), or None."""
         ...

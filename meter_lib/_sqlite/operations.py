@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.copies import former_names
@@ -9,7 +10,7 @@ from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_re
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib._sqlite.selecting import SENT, selected
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
-from meter_lib.usage import digest, fingerprint
+from meter_lib.usage import LAST_TIME, digest, fingerprint
 from meter_migrations import LATEST
 
 if TYPE_CHECKING:
@@ -89,6 +90,33 @@ class SqliteOperations:
             copied_from=next((name for _, _, name in reversed(former_names(copied_from))), None),
             copied_at=copied_at,
         )
+
+    def pending_since(self, instants: Sequence[int]) -> list[int]:
+        """Return how many were recorded since; see `Operations.pending_since`."""
+        with self._database.read() as connection:
+
+            def recorded_at(seq: int) -> int:
+                row: tuple[int] | None = connection.execute(
+                    "SELECT recorded_at FROM events WHERE seq >= ? ORDER BY seq LIMIT 1", (seq,)
+                ).fetchone()
+                return row[0] if row else LAST_TIME
+
+            accepted = accepted_events(connection)
+            (frontier,) = connection.execute("SELECT frontier FROM outbox").fetchone()
+            counts: list[int] = []
+            for instant in instants:
+                first = bisect_left(range(accepted + 1), instant, key=recorded_at)
+                (set_aside,) = connection.execute(
+                    """
+                    SELECT (SELECT count(*) FROM events
+                            WHERE state = 'deferred' AND seq BETWEEN :first AND :frontier)
+                         + (SELECT count(*) FROM events
+                            WHERE state = 'refused' AND seq BETWEEN :first AND :frontier)
+                    """,
+                    {"first": first, "frontier": frontier},
+                ).fetchone()
+                counts.append(set_aside + max(0, accepted - max(first - 1, frontier)))
+        return counts
 
     def holder(self) -> int | None:
         """Return the process id of the flusher that holds the outbox; see `Operations.holder`."""

@@ -1498,6 +1498,29 @@ def test_the_status_counts_each_event_once(outbox: Outbox) -> None:
     )
 
 
+def test_pending_events_are_counted_by_when_they_were_recorded(outbox: Outbox) -> None:
+    """Fresh ones and those set aside; what has left, or is a dead letter, is not among them."""
+    assert outbox.pending_since([0, NOON]) == [0, 0]
+    first, second, third, fourth = (
+        record(outbox, use(number, meter=f"m{number}"), now=NOON + number * HOUR)[0]
+        for number in range(4)
+    )
+    record(outbox, use(), use(), use(), now=NOON + 9 * HOUR)
+    bounds = [0, NOON, NOON + 1, NOON + HOUR, NOON + 3 * HOUR, NOON + 9 * HOUR, NOON + 10 * HOUR]
+    assert outbox.pending_since(bounds) == [7, 7, 6, 6, 4, 3, 0]
+    later = NOON + DAY
+    outbox.settle(
+        Settlement(
+            delivered=[first],
+            deferred=[Deferral(second, later, counts=True)],
+            refused=[third],
+            buried=[Burial(fourth, "rejected", "no")],
+        ),
+        now=NOON,
+    )
+    assert outbox.pending_since(bounds) == [5, 5, 5, 5, 3, 3, 0]
+
+
 def test_the_oldest_pending_event_is_known_whatever_its_state(outbox: Outbox) -> None:
     """The age of the backlog is that of its oldest event: set aside, refused or untouched."""
     for hour in range(4):

@@ -9,6 +9,7 @@ import click
 
 from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
+from meter_worker.cli.backlog import backlog_bar
 from meter_worker.cli.options import json_option, outbox_options, settings_from
 from meter_worker.cli.output import (
     counted,
@@ -44,12 +45,16 @@ def status(*, watch: bool, as_json: bool, outbox: str | None, config: str | None
         def look() -> StatusView:
             return StatusView(opened.status(), opened.holder(), SystemClock().now())
 
+        def lines() -> list[Line]:
+            view = look()
+            return view.lines(backlog_bar(opened, view.oldest_recorded_at, view.now))
+
         if watch:
-            watched((lambda: print_json(look().as_json())) if as_json else lambda: look().lines())
+            watched((lambda: print_json(look().as_json())) if as_json else lines)
         elif as_json:
             print_json(look().as_json())
         else:
-            print_lines(look().lines())
+            print_lines(lines())
 
 
 class StatusView:
@@ -58,7 +63,8 @@ class StatusView:
     def __init__(self, status: OutboxStatus, holder: int | None, now: int) -> None:
         self._status = status
         self._holder = holder
-        self._now = now
+        self.now = now
+        self.oldest_recorded_at = status.oldest_recorded_at
 
     def as_json(self) -> dict[str, Any]:  # Any: what JSON can carry
         """Return all there is to know; instants are milliseconds since 1970."""
@@ -89,8 +95,10 @@ class StatusView:
             "links": [link._asdict() for link in status.links],
         }
 
-    def lines(self) -> list[Line]:
-        """Return a table, and a sentence for each thing that needs attention."""
+    def lines(self, backlog: str | None) -> list[Line]:
+        """Return a table, with a picture of the backlog, and a sentence for each thing that
+        needs attention.
+        """
         status = self._status
         oldest = self._oldest_pending_seconds()
         table = field_lines(
@@ -114,6 +122,7 @@ class StatusView:
                     f"{status.pending:,}"
                     + (f", the oldest for {shown_seconds(oldest)}" if oldest is not None else ""),
                 ),
+                *([("", backlog)] if backlog else []),
                 ("dead letters", f"{status.dead:,}"),
                 ("delivered", f"{status.delivered:,}"),
                 ("removed", f"{status.removed:,}"),
@@ -129,9 +138,9 @@ class StatusView:
         return f"running, process {self._holder}" if self._holder else "running"
 
     def _oldest_pending_seconds(self) -> float | None:
-        recorded_at = self._status.oldest_recorded_at
+        recorded_at = self.oldest_recorded_at
         # A clock that was set back makes no negative age.
-        return None if recorded_at is None else max(0, self._now - recorded_at) / 1000
+        return None if recorded_at is None else max(0, self.now - recorded_at) / 1000
 
     def _attention(self) -> Iterator[str]:
         status = self._status
