@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from meter_lib.errors import OutboxMoved, OutboxUnavailable, SchemaTooNew
 from meter_worker.couriers import Couriers
+from meter_worker.idling import Idling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +48,8 @@ class FlushLoop:
         self._flusher = flusher
         self._clock = clock
         self._interrupt = interrupt
-        self._poll_seconds = poll_seconds
         self._couriers = Couriers()
+        self._idling = Idling(outbox.location, poll_seconds, self._couriers.wake)
         self._stopping = threading.Event()
         self._stop_by = -math.inf
         self._try_now = threading.Event()
@@ -70,11 +71,13 @@ class FlushLoop:
             if not self._wait_for_hold():
                 return
             _logger.info("delivering from %s", self.outbox.location)
+            self._idling.begin()
             while not self._stopping.is_set():
                 self._turned()
                 self._take_back(min(self._send_out(), self._turn_seconds))
             self._take_back_the_last()
         finally:
+            self._idling.end()
             self._couriers.dismiss()
             self.outbox.close()
 
@@ -135,9 +138,10 @@ class FlushLoop:
             return _OUTBOX_RETRY_SECONDS
         for call in calls:
             self._couriers.send_out(call)
+        is_busy = self._flusher.sees_more or self._couriers.under_way > 0
+        until_next = self._idling.seconds(is_busy=is_busy)
         if self._flusher.sees_more:
             return 0.0
-        until_next = self._poll_seconds
         if self._flusher.next_at is not None:
             left = (self._flusher.next_at - self._clock.steady()) / 1000
             until_next = min(until_next, max(0.0, left))

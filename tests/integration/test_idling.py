@@ -1,0 +1,137 @@
+"""An idle flusher: it is woken by whoever posts, and sleeps for long while nobody does."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meter_lib import Settings
+from meter_worker import BackgroundFlusher, idling
+from meter_worker.doorbell import Doorbell
+from meter_worker.idling import Idling
+from meter_worker.sandbox import Sandbox
+from tests.integration.workers import eventually, post, status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is of Linux")
+
+RARELY = 600.0
+"""Seconds between looks: no test waits for one."""
+
+
+class Bell:
+    """An open doorbell, and whether it rang."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "outbox.db-wal"
+        self.log.touch()
+        self.rung = threading.Event()
+        self.doorbell = Doorbell(str(folder / "outbox.db"), self.rung.set)
+        self.doorbell.open()
+
+    def write(self) -> None:
+        """Write to the log, as a commit does."""
+        with self.log.open("ab") as log:
+            log.write(b"x")
+
+    def hears(self) -> bool:
+        """Return whether it rings within a reasonable time."""
+        return self.rung.wait(10)
+
+
+@pytest.fixture
+def bell(tmp_path: Path) -> Iterator[Bell]:
+    """A doorbell at a folder."""
+    (tmp_path / "folder").mkdir()
+    made = Bell(tmp_path / "folder")
+    yield made
+    made.doorbell.close()
+    ends = [one for one in threading.enumerate() if one.name == "meter-lib doorbell"]
+    for thread in ends:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_it_rings_once_for_each_time_it_is_armed(bell: Bell) -> None:
+    """Whoever drains a backlog writes all the time, and is not to be told of it."""
+    bell.doorbell.arm()
+    bell.write()
+    assert bell.hears()
+    bell.rung.clear()
+    for _ in range(3):
+        bell.write()
+    assert not bell.rung.is_set()
+    # What came meanwhile is not forgotten.
+    bell.doorbell.arm()
+    assert bell.hears()
+
+
+def test_it_rings_for_no_other_file(bell: Bell) -> None:
+    """The folder may be a busy one."""
+    (bell.log.parent / "other").write_bytes(b"x")
+    bell.doorbell.arm()
+    (bell.log.parent / "other").write_bytes(b"y")
+    bell.doorbell.disarm()
+    assert not bell.doorbell.has_rung
+    bell.doorbell.arm()
+    bell.write()
+    assert bell.hears()
+
+
+def test_a_folder_that_is_moved_ends_it(bell: Bell) -> None:
+    """The outbox at the path is another one then: whoever waits is woken, and looks by itself."""
+    bell.doorbell.arm()
+    bell.log.parent.rename(bell.log.parent.with_name("moved"))
+    assert bell.hears()
+    assert not bell.doorbell.is_open()
+
+
+def test_without_a_doorbell_looks_are_regular(tmp_path: Path) -> None:
+    """Where the system tells nothing, an idle flusher looks as often as it is set to."""
+    waits = Idling(str(tmp_path / "missing" / "outbox.db"), 0.3, lambda: None)
+    waits.begin()
+    assert [waits.seconds(is_busy=busy) for busy in (False, True, False, False)] == [0.3] * 4
+    waits.end()
+
+
+def test_waits_are_long_when_it_is_calm_and_short_after_a_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rare looks are for a doorbell that has proved itself; a ring is followed by close ones."""
+    monkeypatch.setattr(idling, "_CALM_SECONDS", -1.0)
+    rung = threading.Event()
+    log = tmp_path / "outbox.db-wal"
+    log.touch()
+    waits = Idling(str(tmp_path / "outbox.db"), 0.2, rung.set)
+    waits.begin()
+    try:
+        assert [waits.seconds(is_busy=False) for _ in range(3)] == [0.0, 0.2, 0.2]
+        log.write_bytes(b"x")
+        assert rung.wait(10)
+        after = [waits.seconds(is_busy=False) for _ in range(9)]
+        assert after == [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.0, 5.0, 5.0]
+        assert [waits.seconds(is_busy=busy) for busy in (True, False, False)] == [0.2, 0.0, 5.0]
+    finally:
+        waits.end()
+
+
+def test_a_post_wakes_a_flusher_that_would_look_much_later(tmp_path: Path) -> None:
+    """An event need not wait for the next look, however rare these are set to be."""
+    path = tmp_path / "outbox.db"
+    with Sandbox() as sandbox:
+        settings = Settings(
+            outbox=str(path),
+            stream_url=sandbox.url,
+            accounts_url=sandbox.url,
+            poll_interval=RARELY,
+        )
+        with BackgroundFlusher(settings=settings):
+            for number in range(1, 4):
+                post(path)
+                eventually(lambda n=number: status(path).delivered == n, seconds=30)

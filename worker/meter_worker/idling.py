@@ -1,0 +1,77 @@
+"""How long to wait while there is nothing to do."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from meter_worker.doorbell import Doorbell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Idling"]
+
+# A ring comes a moment before the commit can be seen: then looks follow each other closely, each
+# wait twice the one before, until they are as rare as this.
+_FIRST_WAIT_SECONDS = 0.005
+_LAST_WAIT_SECONDS = 0.2
+# After so long without anything to do, a doorbell that is known to work is relied on; a look now
+# and then finds what it may have missed.
+_CALM_SECONDS = 60.0
+_RARE_LOOK_SECONDS = 5.0
+
+
+class Idling:
+    """Looks at an outbox are this far apart; `wake` ends a wait."""
+
+    def __init__(self, outbox: str, poll_seconds: float, wake: Callable[[], None]) -> None:
+        self._poll_seconds = poll_seconds
+        self._wake = wake
+        self._doorbell = Doorbell(outbox, self._ring)
+        self._is_armed = False
+        self._has_rung = False
+        self._wait_seconds = _LAST_WAIT_SECONDS
+        self._busy_at = time.monotonic()
+
+    def begin(self) -> None:
+        """Listen for those who write, where that is possible. The outbox is there."""
+        self._doorbell.open()
+
+    def end(self) -> None:
+        """Listen no more."""
+        self._doorbell.close()
+
+    def seconds(self, *, is_busy: bool) -> float:
+        """Return how long to wait after a look, which found something to do if `is_busy`."""
+        if is_busy:
+            self._disarm()
+            self._wait_seconds = _LAST_WAIT_SECONDS
+            self._busy_at = time.monotonic()
+            return self._poll_seconds
+        if self._has_rung:
+            self._disarm()
+            self._wait_seconds = _FIRST_WAIT_SECONDS
+            self._busy_at = time.monotonic()
+        if self._wait_seconds < min(_LAST_WAIT_SECONDS, self._poll_seconds):
+            self._wait_seconds *= 2
+            return self._wait_seconds / 2
+        if not self._doorbell.is_open():
+            return self._poll_seconds
+        if not self._is_armed:
+            self._is_armed = True
+            self._doorbell.arm()
+            # What came before that rings for nobody: one more look.
+            return 0.0
+        is_calm = time.monotonic() - self._busy_at > _CALM_SECONDS
+        if is_calm and self._doorbell.has_rung:
+            return max(self._poll_seconds, _RARE_LOOK_SECONDS)
+        return self._poll_seconds
+
+    def _disarm(self) -> None:
+        self._doorbell.disarm()
+        self._is_armed = self._has_rung = False
+
+    def _ring(self) -> None:
+        self._has_rung = True
+        self._wake()
