@@ -37,6 +37,7 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 docs: setup ## write docs/verdicts.md and docs/dead-letters.md anew from the tables in the code
 	$(BIN)/python -m meter_worker.verdict_page > docs/verdicts.md
 	$(BIN)/python -m meter_worker.reason_page > docs/dead-letters.md
+	$(BIN)/python -m meter_worker.log_page > docs/logs.md
 
 soak: setup ## simulate delivery in the worst network until interrupted, or for SECONDS=…
 	$(BIN)/python -m tests.simulation $(if $(SECONDS),--seconds $(SECONDS))

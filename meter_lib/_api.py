@@ -166,7 +166,11 @@ async def apost_ai_meter_usage(
 
 def log_refusal(error: Exception) -> None:
     """Say why the outbox did not take an event."""
-    _logger.error("usage was not recorded: %s", error)
+    _logger.error(
+        "usage was not recorded: %s",
+        error,
+        extra={"event": "usage_not_recorded", "detail": str(error)},
+    )
 
 
 def default_client() -> MeterClient:
@@ -186,5 +190,6 @@ def _name_the_settings() -> None:
         _delivery_arguments_named = True
         _logger.warning(
             "kafka_url, portal_url and api_key are not used when usage is recorded: the worker "
-            "delivers by METER_STREAM_URL, METER_PORTAL_URL and METER_API_KEY"
+            "delivers by METER_STREAM_URL, METER_PORTAL_URL and METER_API_KEY",
+            extra={"event": "arguments_unused"},
         )

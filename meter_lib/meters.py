@@ -154,8 +154,11 @@ def warn_once_if_unknown(meter_id: str) -> None:
         "meter id %s is not in the catalogue of known meters: its usage is recorded all the same,"
         " but check the spelling",
         shown(meter_id, most=300),
+        extra={"event": "meter_unknown", "meter_id": meter_id},
     )
     if len(_warned) == MOST_WARNINGS:
         logger.warning(
-            "these were %d unknown meter ids: no further ones are warned about", MOST_WARNINGS
+            "these were %d unknown meter ids: no further ones are warned about",
+            MOST_WARNINGS,
+            extra={"event": "meters_unknown"},
         )

@@ -134,7 +134,11 @@ def _warned_of(names: Iterable[str], place: str, fields: Iterable[str]) -> list[
             else nearest(name.upper(), [*fields, CONFIG_VARIABLE])
         )
         sentences.append(f"{shown(name)[1:-1]} in {place} is not a setting and has no effect{hint}")
-        logger.warning("%s", sentences[-1])
+        logger.warning(
+            "%s",
+            sentences[-1],
+            extra={"event": "setting_unknown", "variable": name, "place": place},
+        )
     return sentences
 
 

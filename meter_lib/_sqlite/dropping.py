@@ -126,6 +126,12 @@ class DropLog:
                 path,
                 self._events,
                 self._units,
+                extra={
+                    "event": "dropped_oldest",
+                    "outbox": path,
+                    "events": self._events,
+                    "units": self._units,
+                },
             )
             self._events = self._units = 0
             self._next_at = time.monotonic() + _SECONDS_BETWEEN_LOGS

@@ -246,12 +246,12 @@ def test_the_log_is_json_from_the_first_line_on(
     worker.says("delivering from")
     worker.ends(signal.SIGTERM)
     records: list[dict[str, Any]] = [json.loads(line) for line in worker.stderr.splitlines()]
-    assert {frozenset(record) for record in records} == {
-        frozenset({"time", "level", "logger", "message"})
-    }
+    for record in records:
+        assert {"time", "level", "logger", "message", "event"} <= set(record)
     assert (records[0]["level"], records[0]["logger"]) == ("WARNING", "meter_lib")
     assert "METER_BATCHSIZE" in records[0]["message"]
     assert records[2]["message"] == f"delivering from {path}"
+    assert (records[2]["event"], records[2]["outbox"]) == ("delivering", str(path))
 
 
 def test_the_log_has_the_level_asked_for(start: Callable[..., Child], path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from meter_lib.outbox import Account
 from meter_worker.backend import AccountFound, AccountUnknown, Interrupted, Unavailable
 from meter_worker.exhaustive import assert_never
+from meter_worker.log_events import is_news
 
 if TYPE_CHECKING:
     from meter_lib.clock import Clock
@@ -120,11 +121,18 @@ class CustomerAccounts:
                 misses = 1 + (known.misses if known else 0)
                 until = now + max(1, round(self._policy.wait_seconds(misses) * 1000))
                 self._outbox.set_account(tenant_id, Account(None, now, misses, until))
-                _logger.warning(
+                _logger.log(
+                    logging.WARNING if is_news(misses) else logging.DEBUG,
                     "tenant %r has no customer account, answer %d in a row: %s",
                     tenant_id,
                     misses,
                     detail,
+                    extra={
+                        "event": "customer_unknown",
+                        "tenant_id": tenant_id,
+                        "misses": misses,
+                        "detail": detail,
+                    },
                 )
             case Unavailable():
                 self._failed[tenant_id] = self._failed.get(tenant_id, 0) + 1

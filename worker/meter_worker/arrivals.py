@@ -9,6 +9,7 @@ from meter_lib.errors import OutboxUnavailable
 from meter_lib.outbox import Settlement
 from meter_worker.backend import Ambiguous, Answered, Interrupted, Refused, Unavailable
 from meter_worker.exhaustive import assert_never
+from meter_worker.log_events import LinesAMinute
 from meter_worker.settling import charge, refused_alone, sort_verdicts
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Arrivals", "Flight"]
 
 _logger = logging.getLogger("meter_worker")
+
+# One by one in the log, in a minute; the list of dead letters has them all.
+_MOST_BURIALS_TOLD = 10
 
 
 class Flight(NamedTuple):
@@ -61,6 +65,7 @@ class Arrivals:
         self._max_attempts = max_attempts
         # Told from each other by number: only what was sent after the last one clears it.
         self._doubts = 0
+        self._told = LinesAMinute(_MOST_BURIALS_TOLD)
         # What the outbox could not take down.
         self._unwritten: list[Settlement] = []
         self.last_refusal = "it accepted nothing since it refused an event"
@@ -111,6 +116,7 @@ class Arrivals:
                         "each event is sent alone; is it Redpanda? Then set"
                         " METER_DIALECT=redpanda: %s",
                         detail,
+                        extra={"event": "sent_one_by_one", "detail": detail},
                     )
                 again.put_first([parcel], unanswered=True)
                 again.replace(parcel, parcel.singles())
@@ -231,15 +237,26 @@ class Arrivals:
             if flight is not None:
                 self._keep(flight.parcel, settlement)
             raise
+        if settlement.delivered and settlement.recovers:
+            self._link.answers_again()
         if settlement.refused:
             self._departures.expect_suspects()
+        now = self._clock.steady()
         for event, reason, detail, _ in settlement.buried:
-            _logger.error(
+            _logger.log(
+                logging.ERROR if self._told.has_room(now) else logging.DEBUG,
                 "event %s of tenant %r became a dead letter: %s (%s)",
                 event.idempotency_key,
                 event.tenant_id,
                 reason,
                 detail,
+                extra={
+                    "event": "dead_lettered",
+                    "idempotency_key": event.idempotency_key,
+                    "tenant_id": event.tenant_id,
+                    "reason": reason,
+                    "detail": detail,
+                },
             )
 
     def _keep(self, parcel: Parcel, settlement: Settlement) -> None:

@@ -63,6 +63,8 @@ class ClockWatch:
             self._offset = offset
         if corrected:
             _logger.warning(
-                "the clock was set: corrected the times of %d events recorded before", corrected
+                "the clock was set: corrected the times of %d events recorded before",
+                corrected,
+                extra={"event": "times_corrected", "events": corrected},
             )
         return corrected > 0

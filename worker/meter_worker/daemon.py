@@ -89,7 +89,7 @@ class Worker:
                 if received == signal.SIGHUP:
                     self._read_settings_again()
                 elif received == signal.SIGUSR1:
-                    _logger.info("SIGUSR1: trying again now")
+                    _logger.info("SIGUSR1: trying again now", extra={"event": "flush_now"})
                     self._loop.try_now()
                 else:
                     thread.join()
@@ -98,7 +98,8 @@ class Worker:
                     self.settings, self._loop = self._next
                     self._next = None
                     thread = self._start(signals)
-            _logger.info("%s: stopping", "SIGTERM" if received == signal.SIGTERM else "SIGINT")
+            name = "SIGTERM" if received == signal.SIGTERM else "SIGINT"
+            _logger.info("%s: stopping", name, extra={"event": "stopping", "signal": name})
             self._manager.stopping()
             self._loop.stop()
             thread.join(_STOP_SECONDS)
@@ -112,6 +113,11 @@ class Worker:
             os.getpid(),
             self._loop.outbox.location,
             destination(self.settings),
+            extra={
+                "event": "worker_started",
+                "pid": os.getpid(),
+                "outbox": self._loop.outbox.location,
+            },
         )
         self.pulse.begin(self._loop.outbox)
         thread = _LoopThread(self._loop, self.pulse, signals)
@@ -125,7 +131,11 @@ class Worker:
             settings = self._reload()
             loop = flush_loop(settings, observe=self._observe)
         except MeterError as error:  # also an outbox where none may be
-            _logger.error("SIGHUP: the new settings are refused, the old ones stay: %s", error)
+            _logger.error(
+                "SIGHUP: the new settings are refused, the old ones stay: %s",
+                error,
+                extra={"event": "settings_refused", "detail": str(error)},
+            )
             self._manager.ready()
             return
         changed = [
@@ -133,7 +143,11 @@ class Worker:
             for setting in SETTINGS
             if getattr(settings, setting.field) != getattr(self.settings, setting.field)
         ]
-        _logger.info("SIGHUP: settings read again; changed: %s", ", ".join(changed) or "none")
+        _logger.info(
+            "SIGHUP: settings read again; changed: %s",
+            ", ".join(changed) or "none",
+            extra={"event": "settings_read", "changed": changed},
+        )
         self._next = settings, loop
         self._loop.stop(within_seconds=_HAND_OVER_SECONDS)
 
@@ -200,15 +214,21 @@ class _LoopThread(threading.Thread):
             self.ended_well = True
         except Exception as error:
             # Not to be waited out: what is known about it is logged, and a supervisor starts anew.
-            _logger.critical("delivery ended by a fault: %s: %s", type(error).__name__, error)
-            _logger.debug("this is where it happened", exc_info=True)
+            detail = f"{type(error).__name__}: {error}"
+            fault = {"event": "delivery_fault", "detail": detail}
+            _logger.critical("delivery ended by a fault: %s", detail, extra=fault)
+            _logger.debug("this is where it happened", exc_info=True, extra=fault)
         finally:
             self._signals.wake()
 
 
 def _end_at_once() -> None:
     """End the process, whatever its threads do. Nothing is lost: every state is in the outbox."""
-    _logger.warning("something still hangs after %.0f s: ending without it", _STOP_SECONDS)
+    _logger.warning(
+        "something still hangs after %.0f s: ending without it",
+        _STOP_SECONDS,
+        extra={"event": "stopped_hanging"},
+    )
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from meter_lib.errors import OutboxMoved, OutboxUnavailable, SchemaTooNew
 from meter_worker.couriers import Couriers
 from meter_worker.idling import Idling
+from meter_worker.log_events import is_news
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ _TAKEOVER_POLL_SECONDS = 0.2
 _OUTBOX_RETRY_SECONDS = 1.0
 # At a stop, for requests that are being broken off to come back.
 _LAST_ANSWERS_SECONDS = 0.5
+# A device that posts all day would fill its log with what goes well.
+_SECONDS_BETWEEN_DELIVERED = 60.0
 
 
 class FlushLoop:
@@ -55,6 +58,10 @@ class FlushLoop:
         self._try_now = threading.Event()
         self._turned: Callable[[], None] = _nothing
         self._turn_seconds = math.inf
+        # In a row, and not yet said.
+        self._unavailable = 0
+        self._delivered = 0
+        self._say_delivered_at = -math.inf
 
     def run(
         self, turned: Callable[[], None] | None = None, *, turn_seconds: float = math.inf
@@ -70,7 +77,11 @@ class FlushLoop:
         try:
             if not self._wait_for_hold():
                 return
-            _logger.info("delivering from %s", self.outbox.location)
+            _logger.info(
+                "delivering from %s",
+                self.outbox.location,
+                extra={"event": "delivering", "outbox": self.outbox.location},
+            )
             self._idling.begin()
             while not self._stopping.is_set():
                 self._turned()
@@ -79,6 +90,7 @@ class FlushLoop:
         finally:
             self._idling.end()
             self._couriers.dismiss()
+            self._say_delivered(at_once=True)
             self.outbox.close()
 
     def stop(self, *, within_seconds: float = 0.0) -> None:
@@ -115,12 +127,17 @@ class FlushLoop:
                         "%s is held by process %d, which delivers; waiting for its end",
                         self.outbox.location,
                         holder,
+                        extra={
+                            "event": "outbox_held",
+                            "holder": holder,
+                            "outbox": self.outbox.location,
+                        },
                     )
             except (SchemaTooNew, OutboxMoved):
                 # No waiting makes this program newer, or brings the outbox back.
                 raise
             except OutboxUnavailable as error:
-                _logger.error("waiting for the outbox: %s", error)
+                self._say_unavailable("waiting for the outbox: %s", error)
                 self._stopping.wait(_OUTBOX_RETRY_SECONDS)
             self._turned()
             self._stopping.wait(_TAKEOVER_POLL_SECONDS)
@@ -134,8 +151,9 @@ class FlushLoop:
                 self._try_now.clear()
             calls = self._flusher.start()
         except OutboxUnavailable as error:
-            _logger.error("delivery waits for the outbox: %s", error)
+            self._say_unavailable("delivery waits for the outbox: %s", error)
             return _OUTBOX_RETRY_SECONDS
+        self._unavailable = 0
         for call in calls:
             self._couriers.send_out(call)
         is_busy = self._flusher.sees_more or self._couriers.under_way > 0
@@ -149,13 +167,11 @@ class FlushLoop:
 
     def _take_back(self, seconds: float) -> None:
         """Wait for an answer so long, and write what became of all that have come in."""
-        delivered = 0
         made = self._couriers.back(seconds)
         while made is not None:
-            delivered += self._finish(made)
+            self._delivered += self._finish(made)
             made = self._couriers.back(0.0)
-        if delivered:
-            _logger.info("delivered %d events", delivered)
+        self._say_delivered()
 
     def _take_back_the_last(self) -> None:
         while self._couriers.under_way and (left := self._stop_by - time.monotonic()) > 0:
@@ -174,8 +190,32 @@ class FlushLoop:
         try:
             return self._flusher.finish(made.call, made.answer)
         except OutboxUnavailable as error:
-            _logger.error("delivery waits for the outbox: %s", error)
+            self._say_unavailable("delivery waits for the outbox: %s", error)
             return 0
+
+    def _say_unavailable(self, words: str, error: OutboxUnavailable) -> None:
+        self._unavailable += 1
+        _logger.log(
+            logging.ERROR if is_news(self._unavailable) else logging.DEBUG,
+            words,
+            error,
+            extra={
+                "event": "outbox_unavailable",
+                "failures": self._unavailable,
+                "detail": str(error),
+            },
+        )
+
+    def _say_delivered(self, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._delivered and (at_once or now >= self._say_delivered_at):
+            _logger.info(
+                "delivered %d events",
+                self._delivered,
+                extra={"event": "delivered", "events": self._delivered},
+            )
+            self._delivered = 0
+            self._say_delivered_at = now + _SECONDS_BETWEEN_DELIVERED
 
 
 def _nothing() -> None:

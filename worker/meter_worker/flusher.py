@@ -143,6 +143,11 @@ class Flusher:
                     "%s: the pause stays for %.1f s: the service or an earlier process wants it",
                     name,
                     (paused_until - now) / 1000,
+                    extra={
+                        "event": "pause_stays",
+                        "link": name,
+                        "wait_seconds": (paused_until - now) / 1000,
+                    },
                 )
 
     # -- what to do next --------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING
 
+from meter_worker.log_events import is_news
 from meter_worker.retry_policy import LONGEST_RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ _logger = logging.getLogger("meter_worker")
 
 # The spread is at most this part of the outage: nobody waits long after a short one.
 _SPREAD_OF_OUTAGE = 10
+# A link that fails in two ways by turns is no news each time.
+_MILLISECONDS_BETWEEN_CHANGES = 600_000
 
 
 class LinkKeeper:
@@ -47,6 +50,9 @@ class LinkKeeper:
         # Until when the peer itself asked to be left alone, and which pause that is known of.
         self._asked_until = 0
         self._pause_set_here: int | None = None
+        # Of the outage that the log knows of, if it does.
+        self._failures_told = 0
+        self._said_at = 0
         self.outage = 0
         """Which outage it is, in this process: note it with each request that is sent."""
 
@@ -83,12 +89,28 @@ class LinkKeeper:
     def succeeded(self, now: int) -> None:
         """Write that the peer answered, if it was down."""
         link = self._outbox.link(self._name)
+        self.answers_again()
         if link.failures or link.last_success_at is None:
             self._outbox.set_link(
                 link._replace(
                     failures=0, down_since=None, next_attempt_at=None, last_success_at=now
                 )
             )
+
+    def answers_again(self) -> None:
+        """Say so in the log, if its failures were told there."""
+        if self._failures_told:
+            _logger.info(
+                "%s: answers again, after %d failures in a row",
+                self._name,
+                self._failures_told,
+                extra={
+                    "event": "link_up",
+                    "link": self._name,
+                    "failures": self._failures_told,
+                },
+            )
+            self._failures_told = 0
 
     def failed(self, outage: Unavailable, now: int, *, sent_in: int | None = None) -> int:
         """Write that the peer failed once more and return when it may be tried again.
@@ -121,7 +143,7 @@ class LinkKeeper:
             )
         )
         if not is_same:
-            self._log(link, outage, wait, failures)
+            self._say_down(link, outage, wait, failures, now)
         return next_attempt_at
 
     def _spread(self, down_since: int, *, lasted: float) -> float:
@@ -136,13 +158,31 @@ class LinkKeeper:
         seed = f"{self._outbox.outbox_id} {down_since}".encode()
         return longest * int.from_bytes(hashlib.sha256(seed).digest()[:4], "big") / 2**32
 
-    def _log(self, link: Link, outage: Unavailable, wait: float, failures: int) -> None:
-        is_news = failures == 1 or outage.detail != link.last_error
+    def _say_down(
+        self, before: Link, outage: Unavailable, wait: float, failures: int, now: int
+    ) -> None:
+        changed = failures == 1 or outage.detail != before.last_error
+        is_due = now - self._said_at >= _MILLISECONDS_BETWEEN_CHANGES
+        level = logging.DEBUG
+        # A restart during an outage is told of it anew.
+        is_first = self._failures_told == 0
+        if is_first or is_news(failures) or (changed and is_due):
+            needs_help = outage.wants_an_operator and (changed or is_first)
+            level = logging.ERROR if needs_help else logging.WARNING
+            self._said_at = now
+        self._failures_told = failures
         _logger.log(
-            logging.ERROR if outage.wants_an_operator and is_news else logging.WARNING,
+            level,
             "%s: no delivery for %.1f s, failure %d in a row: %s",
             self._name,
             wait,
             failures,
             outage.detail,
+            extra={
+                "event": "link_down",
+                "link": self._name,
+                "wait_seconds": round(wait, 3),
+                "failures": failures,
+                "detail": outage.detail,
+            },
         )

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from logging.handlers import MemoryHandler
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meter_lib.settings import Settings
 
@@ -18,6 +18,8 @@ __all__ = ["escaped", "log_as_set", "log_briefly"]
 
 # What loading the settings may have to say, before it is known how to say it.
 _MOST_EARLY_RECORDS = 1_000
+# Whatever else a record has was given to it as `extra`.
+_OF_EACH_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 def log_briefly() -> None:
@@ -88,28 +90,35 @@ class _Brief(logging.Formatter):
 
 
 class _Plain(logging.Formatter):
-    """`2026-11-22T15:52:01.123Z INFO meter_worker: what happened`."""
+    """`2026-11-22T15:52:01.123Z INFO meter_worker: what happened [its_name]`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.name}: {escaped(record.getMessage())}"
+        event = vars(record).get("event")
+        if event is not None:
+            line += f" [{event}]"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
 class _Json(logging.Formatter):
-    """An object a line, with the same members."""
+    """An object a line, with the same members and those that the line carries beside its words."""
 
     def format(self, record: logging.LogRecord) -> str:
-        members = {
+        members: dict[str, Any] = {  # Any: what a line carries is its own affair
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
+        for name, value in vars(record).items():
+            if name not in _OF_EACH_RECORD:
+                members.setdefault(name, value)
         if record.exc_info:
             members["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(members)
+        # What others log may carry anything.
+        return json.dumps(members, default=str)
 
 
 def _time(record: logging.LogRecord) -> str:

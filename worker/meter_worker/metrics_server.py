@@ -58,7 +58,11 @@ class MetricsServer:
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def __enter__(self) -> Self:
-        _logger.info("metrics at %s/metrics, health at /healthz", self.url)
+        _logger.info(
+            "metrics at %s/metrics, health at /healthz",
+            self.url,
+            extra={"event": "metrics_served", "url": self.url},
+        )
         threading.Thread(
             target=self._server.serve_forever, name="meter-lib metrics", daemon=True
         ).start()

@@ -65,7 +65,11 @@ class ServiceManager:
                 sender.connect(self._address)
                 sender.send(message.encode())
         except OSError as error:
-            _logger.debug("the service manager cannot be told: %s", error)
+            _logger.debug(
+                "the service manager cannot be told: %s",
+                error,
+                extra={"event": "notify_failed", "detail": str(error)},
+            )
 
 
 def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:

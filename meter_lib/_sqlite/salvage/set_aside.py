@@ -161,7 +161,11 @@ def replace_damaged(
     # Only now: at its last close SQLite would have emptied the log into the damaged file.
     if connection is not None:
         connection.close()
-    _logger.error("%s", _told(path, aside, str(error.__cause__ or error), salvaged))
+    _logger.error(
+        "%s",
+        _told(path, aside, str(error.__cause__ or error), salvaged),
+        extra={"event": "outbox_set_aside", "outbox": path},
+    )
     raise OutboxSetAside(f"{path} was damaged, and a new outbox is in its place") from error
 
 
