@@ -19,7 +19,7 @@ from meter_lib._sqlite.unanswered import forget_unanswered, read_unanswered, wri
 from meter_lib.outbox import DueEvent, Settlement, Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from meter_lib._sqlite.database import Database
 
@@ -245,8 +245,29 @@ class SqliteDelivery(SqlitePeers):
         """Write what became of the events; see `Delivery.settle`."""
         if settlement == Settlement():
             return
-        with self._database.write(log_bytes=_log_bytes(events_of(settlement))) as connection:
-            settle(connection, settlement, now=now, remembered_keys=self._remembered_keys)
+        for part in self._transactions(settlement):
+            with self._database.write(log_bytes=_log_bytes(events_of(part))) as connection:
+                settle(connection, part, now=now, remembered_keys=self._remembered_keys)
+
+    def _transactions(self, settlement: Settlement) -> Iterator[Settlement]:
+        """Cut into transactions that a small outbox has room for, even when it is full.
+
+        A request may have been gathered from several reads. The last part has all but the
+        deliveries before it, and some of those: it says that others were accepted.
+        """
+        most = self._database.max_log_bytes // 2
+        part: list[DueEvent] = []
+        size = 0
+        for event in settlement.delivered:
+            added = _log_bytes([event])
+            if part and size + added > most:
+                yield Settlement(
+                    delivered=part, proves=settlement.proves, recovers=settlement.recovers
+                )
+                part, size = [], 0
+            part.append(event)
+            size += added
+        yield settlement._replace(delivered=part)
 
 
 def _event(row: tuple[Any, ...]) -> DueEvent:

@@ -6,6 +6,7 @@ moved to another path delivers as before.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
 import sqlite3
@@ -16,11 +17,12 @@ import pytest
 
 from meter_lib._sqlite import SqliteOutbox
 from meter_lib.clock import SystemClock
+from meter_lib.errors import OutboxFull
 from meter_lib.settings import Settings
 from meter_lib.usage import usage_event
 from meter_worker.assembly import flusher_over
 from meter_worker.backend import AccountUnknown
-from tests.fakes import ScriptedAccounts, accept, refuse_where
+from tests.fakes import NOON, ScriptedAccounts, accept, refuse_where
 from tests.promises.delivering import eventually, killed, numbered, values_by_key
 
 if TYPE_CHECKING:
@@ -220,6 +222,21 @@ def test_a_delivery_costs_the_same_whatever_is_set_aside(
         costs.append(steps[0] - before)
 
     assert 0 < costs[1] < 1.1 * costs[0]
+
+
+def test_the_smallest_outbox_can_be_emptied_once_it_is_full(device: Device) -> None:
+    """A request holds as much as is asked for; what one transaction has no room for takes several."""
+    outbox = SqliteOutbox(str(device.path), max_bytes=4 * MIB)
+    event = usage_event("t", "d", "m", 1, metadata={"x": "y" * 500})
+    accepted = 0
+    with contextlib.suppress(OutboxFull):
+        while True:
+            outbox.append([event._replace(idempotency_key=f"e{accepted}")], now=NOON)
+            accepted += 1
+    outbox.close()
+    device.start_worker(max_bytes=4 * MIB, batch_size=500)
+    device.drained()
+    assert (device.status.delivered, device.sandbox.count) == (accepted, accepted)
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["after a stop", "after a crash"])
