@@ -38,6 +38,7 @@ docs: setup ## write docs/verdicts.md and docs/dead-letters.md anew from the tab
 	$(BIN)/python -m meter_worker.verdict_page > docs/verdicts.md
 	$(BIN)/python -m meter_worker.reason_page > docs/dead-letters.md
 	$(BIN)/python -m meter_worker.log_page > docs/logs.md
+	$(BIN)/python -m meter_worker.cli.command_page > docs/commands.md
 
 soak: setup ## simulate delivery in the worst network until interrupted, or for SECONDS=…
 	$(BIN)/python -m tests.simulation $(if $(SECONDS),--seconds $(SECONDS))

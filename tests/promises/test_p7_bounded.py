@@ -225,7 +225,7 @@ def test_a_delivery_costs_the_same_whatever_is_set_aside(
 
 
 def test_the_smallest_outbox_can_be_emptied_once_it_is_full(device: Device) -> None:
-    """A request holds as much as is asked for; what one transaction has no room for takes several."""
+    """A request holds as much as is asked for; what no transaction has room for takes several."""
     outbox = SqliteOutbox(str(device.path), max_bytes=4 * MIB)
     event = usage_event("t", "d", "m", 1, metadata={"x": "y" * 500})
     accepted = 0

@@ -108,8 +108,9 @@ WORKER_EVENTS = (
         "delivery_fault",
         "CRITICAL DEBUG",
         "detail",
-        "A fault of meter-lib; the worker ends with 1, and a supervisor starts it anew. Please"
-        " report it, with the lines at DEBUG.",
+        "The worker cannot go on, and ends with 1; a supervisor starts it anew. Where the detail"
+        " names nothing that can be mended, it is a fault of meter-lib: please report it, with the"
+        " lines at DEBUG.",
     ),
     LogEvent("notify_failed", "DEBUG", "detail", "The service manager cannot be told something."),
 )
