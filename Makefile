@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture check lint format docs soak bench fleet sizing mutants wheel clean
+.PHONY: help setup demo test torture check lint format docs night soak bench fleet sizing mutants wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -34,11 +34,15 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup ## write docs/verdicts.md and docs/dead-letters.md anew from the tables in the code
+docs: setup ## write anew what is made from the code, and the outputs that docs/ shows, where they have changed
 	$(BIN)/python -m meter_worker.verdict_page > docs/verdicts.md
 	$(BIN)/python -m meter_worker.reason_page > docs/dead-letters.md
 	$(BIN)/python -m meter_worker.log_page > docs/logs.md
 	$(BIN)/python -m meter_worker.cli.command_page > docs/commands.md
+	$(BIN)/python -m tests.docs
+
+night: setup ## play docs/a-night.md: three days of outage, 50,000 events, a bad deploy, a replay
+	$(BIN)/python -m tests.docs --all docs/a-night.md
 
 soak: setup ## simulate delivery in the worst network until interrupted, or for SECONDS=…
 	$(BIN)/python -m tests.simulation $(if $(SECONDS),--seconds $(SECONDS))
