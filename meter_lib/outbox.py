@@ -338,6 +338,8 @@ class OutboxStatus(NamedTuple):
     copied_from: str | None = None
     """The name it had until, `copied_at`, it was found to be of another machine."""
     copied_at: int | None = None
+    dead_lettered: int = 0
+    """Events that ever became dead letters, those replayed or removed since included."""
 
 
 class Operations(Protocol):

@@ -8,7 +8,14 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-__all__ = ["accepted_events", "count_in_ledger", "forget_keys", "forget_removed_keys", "sweep_keys"]
+__all__ = [
+    "accepted_events",
+    "count_dead",
+    "count_in_ledger",
+    "forget_keys",
+    "forget_removed_keys",
+    "sweep_keys",
+]
 
 _DAY_MILLISECONDS = 86_400_000
 # Old keys looked through at one settling: many times what a settling adds to them.
@@ -51,6 +58,18 @@ def count_in_ledger(
             """,  # noqa: S608  # as above
             (count, str(int(before) + units), day, stream_id),
         )
+
+
+def count_dead(connection: sqlite3.Connection, events: int) -> None:
+    """Count events that have become dead letters: those there are, and those there ever were."""
+    connection.execute(
+        """
+        UPDATE outbox
+        SET dead_events = dead_events + :events,
+            dead_lettered_events = dead_lettered_events + :events
+        """,
+        {"events": events},
+    )
 
 
 def forget_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:

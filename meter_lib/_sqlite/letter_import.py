@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.connection import transaction
-from meter_lib._sqlite.ledger import accepted_events
+from meter_lib._sqlite.ledger import accepted_events, count_dead
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib.errors import KeyConflict
 from meter_lib.usage import digest
@@ -70,7 +70,7 @@ def _import(
         here[key] = seq
         _insert(connection, letter, seq, now)
         yield True
-    connection.execute("UPDATE outbox SET dead_events = dead_events + ?", (seq - first,))
+    count_dead(connection, seq - first)
 
 
 def _is_known(

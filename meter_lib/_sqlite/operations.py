@@ -41,13 +41,15 @@ class SqliteOperations:
         """Return the outbox at this instant; see `Operations.status`."""
         with self._database.read() as connection:
             accepted = accepted_events(connection)
-            (outbox_id, dead, delivered, removed, copied_from, copied_at) = connection.execute(
-                """
-                SELECT outbox_id, dead_events, delivered_events, removed_events,
-                       copied_from, copied_at
-                FROM outbox
-                """
-            ).fetchone()
+            (outbox_id, dead, dead_lettered, delivered, removed, copied_from, copied_at) = (
+                connection.execute(
+                    """
+                    SELECT outbox_id, dead_events, dead_lettered_events, delivered_events,
+                           removed_events, copied_from, copied_at
+                    FROM outbox
+                    """
+                ).fetchone()
+            )
             (refused, in_doubt) = connection.execute(
                 """
                 SELECT count(*),
@@ -89,6 +91,7 @@ class SqliteOperations:
             in_doubt=in_doubt,
             copied_from=next((name for _, _, name in reversed(former_names(copied_from))), None),
             copied_at=copied_at,
+            dead_lettered=dead_lettered,
         )
 
     def pending_since(self, instants: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.frontier import advance_frontier
-from meter_lib._sqlite.ledger import count_in_ledger, forget_keys, sweep_keys
+from meter_lib._sqlite.ledger import count_dead, count_in_ledger, forget_keys, sweep_keys
 from meter_lib._sqlite.unanswered import forget_unanswered, write_unanswered
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def settle(
             """,
             (reason, detail, now, answers, customer, event.seq, event.idempotency_key),
         ).rowcount
-        connection.execute("UPDATE outbox SET dead_events = dead_events + ?", (buried,))
+        count_dead(connection, buried)
     if settlement.answered is not None:
         forget_unanswered(connection, [settlement.answered.idempotency_key])
     if settlement.left_open is not None:

@@ -61,6 +61,8 @@ _FORMS = (
     (r"\b[\d,]+(?:\.\d+)? (?:B|KiB|MiB|GiB)\b", "SIZE"),
     (r"\b(process|worker|pid) \d+\b", r"\1 PID"),
     (r"^clock +(?:ok|warning) .*$", "clock VERDICT"),
+    (r"\bschema \d+\b", "schema NUMBER"),
+    (r"\bolder than \d+\b|\bnewer than \d+\b", "than NUMBER"),
     (r"\bSQLite \d+\.\d+\.\d+\b", "SQLite VERSION"),
     (r"-{2,}", "--"),
     (r"[ \t]+", " "),

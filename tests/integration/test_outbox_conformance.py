@@ -1495,6 +1495,7 @@ def test_the_status_counts_each_event_once(outbox: Outbox) -> None:
         bytes=status.bytes,
         next_attempt_at=NOON + 5,
         links=[Link("events", last_success_at=NOON + 9)],
+        dead_lettered=2,
     )
 
 
@@ -1519,6 +1520,18 @@ def test_pending_events_are_counted_by_when_they_were_recorded(outbox: Outbox) -
         now=NOON,
     )
     assert outbox.pending_since(bounds) == [5, 5, 5, 5, 3, 3, 0]
+
+
+def test_a_replay_does_not_unmake_what_was_a_dead_letter(outbox: Outbox) -> None:
+    """How many events were given up is a total: a second death counts, and no replay undoes it."""
+    [event] = record(outbox, use(1))
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        bury(outbox, event)
+        outbox.replay([event.seq], now=NOON)
+        status = outbox.status()
+        told.append((status.dead, status.dead_lettered))
+    assert told == [(0, 1), (0, 2)]
 
 
 def test_the_oldest_pending_event_is_known_whatever_its_state(outbox: Outbox) -> None:

@@ -5,7 +5,6 @@ The only module that knows that client, which the extra `metrics` installs.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -54,9 +53,6 @@ class Metrics:
     def __init__(self) -> None:
         # They would be a second series for each counter, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs has no types
-        self._mutex = threading.Lock()
-        self._dead_before = 0
-        self._dead_lettered = 0
         self._requests = CollectorRegistry()
         self._attempts = Counter(
             "meter_attempts",
@@ -81,26 +77,14 @@ class Metrics:
     def text(self, status: OutboxStatus, now: int) -> bytes:
         """Return all figures, those of the outbox as of this status."""
         outbox = CollectorRegistry()
-        outbox.register(_OutboxFigures(status, now, self._dead_lettered_so_far(status.dead)))
+        outbox.register(_OutboxFigures(status, now))
         return generate_latest(outbox) + generate_latest(self._requests)
-
-    def _dead_lettered_so_far(self, dead: int) -> int:
-        """Return a total that never falls, though dead letters are replayed and purged.
-
-        The outbox tells how many there are, not how many there ever were: those that had gone
-        before this process began, or between two looks, are not in it.
-        """
-        with self._mutex:
-            self._dead_lettered += max(0, dead - self._dead_before)
-            self._dead_before = dead
-            return self._dead_lettered
 
 
 class _OutboxFigures(Collector):
-    def __init__(self, status: OutboxStatus, now: int, dead_lettered: int) -> None:
+    def __init__(self, status: OutboxStatus, now: int) -> None:
         self._status = status
         self._now = now
-        self._dead_lettered = dead_lettered
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures; a total counts since the outbox was made."""
@@ -121,7 +105,7 @@ class _OutboxFigures(Collector):
         totals = {
             "meter_accepted_events": ("Events recorded.", status.accepted),
             "meter_delivered_events": ("Events delivered.", status.delivered),
-            "meter_dead_lettered_events": ("Events given up.", self._dead_lettered),
+            "meter_dead_lettered_events": ("Events given up.", status.dead_lettered),
             "meter_removed_events": ("Events removed undelivered.", status.removed),
         }
         for name, (meaning, value) in totals.items():

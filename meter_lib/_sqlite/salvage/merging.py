@@ -13,7 +13,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.connection import transaction
-from meter_lib._sqlite.ledger import accepted_events
+from meter_lib._sqlite.ledger import accepted_events, count_dead
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.salvage.findings import Findings
 from meter_lib._sqlite.salvage.pages import Pages
@@ -90,7 +90,7 @@ def _take(
                 "key_digest": key,
             }
             insert(connection, "known_keys", remembered, columns["known_keys"])
-        connection.execute("UPDATE outbox SET dead_events = dead_events + ?", (dead,))
+        count_dead(connection, dead)
         connection.execute(
             """
             UPDATE streams SET held_until = 0

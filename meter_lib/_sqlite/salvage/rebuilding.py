@@ -185,9 +185,16 @@ class _Rebuilding:
         connection.execute(
             """
             UPDATE outbox
-            SET last_seq = ?, delivered_events = ?, removed_events = ?, dead_events = ?
+            SET last_seq = ?, delivered_events = ?, removed_events = ?, dead_events = ?,
+                dead_lettered_events = ?
             """,
-            (accepted, delivered, removed, dead),
+            (
+                accepted,
+                delivered,
+                removed,
+                dead,
+                max(dead, _number(old.get("dead_lettered_events"))),
+            ),
         )
         if self._old is not None:
             names = former_names(old.get("copied_from"))
