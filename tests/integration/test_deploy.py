@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,35 @@ def test_the_container_is_unhealthy_when_nobody_answers(tmp_path: Path) -> None:
     finally:
         worker.process.kill()
         worker.process.wait()
+
+
+def test_what_alerts_and_dashboard_ask_for_is_told_by_a_worker(tmp_path: Path) -> None:
+    """Each series that they name is in a scrape; a slip would be an alert that never fires."""
+    alerts = (DEPLOY / "prometheus-alerts.yml").read_text("utf-8")
+    panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text("utf-8"))["panels"]
+    asked = re.findall(r"^ +expr: (.+)$", alerts, re.MULTILINE)
+    asked += [target["expr"] for panel in panels for target in panel["targets"]]
+    named = {name for expression in asked for name in re.findall(r"\bmeter_\w+", expression)}
+    worker = Child(tmp_path, sys.executable, "-m", "meter_worker", "worker", "--metrics-port", "0")
+    try:
+        worker.says("delivering from")
+        url = re.findall(r"metrics at (\S+) ?,|metrics at (\S+),", worker.stderr)[0]
+        with urllib.request.urlopen("".join(url), timeout=10) as answer:  # noqa: S310  # our own
+            text = answer.read().decode()
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+    told = set(re.findall(r"^(meter_\w+)", text, re.MULTILINE))
+    assert (named - told, len(named) > 5) == (set(), True)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_each_alert_has_a_page() -> None:
+    """Whoever is woken by one finds what to do."""
+    alerts = (DEPLOY / "prometheus-alerts.yml").read_text("utf-8")
+    names = re.findall(r"^ +- alert: (\w+)$", alerts, re.MULTILINE)
+    guide = (ROOT / "docs" / "operations" / "README.md").read_text("utf-8")
+    assert (names != [], [name for name in names if f"`{name}`" not in guide]) == (True, [])
 
 
 # What OpenRC has for its scripts, told as it is called.

@@ -712,4 +712,34 @@ MUTANTS = (
         "            pass\n",
         KAFKA,
     ),
+    # -- what operators are told ----------------------------------------------------------
+    Mutant(
+        "every attempt of an outage is a line in the log",
+        f"{WORKER}/log_events.py",
+        "return times & (times - 1) == 0",
+        "return times > 0",
+        ("tests/unit/test_log_events.py",),
+    ),
+    Mutant(
+        "a trouble that changes is told of each time",
+        f"{WORKER}/links.py",
+        "(changed and is_due)",
+        "changed",
+        ("tests/unit/test_log_events.py",),
+    ),
+    Mutant(
+        "a replay undoes that there was a dead letter",
+        f"{OUTBOX}/operations.py",
+        "UPDATE outbox SET dead_events = dead_events - ?",
+        "UPDATE outbox SET dead_events = dead_events - ?1,"
+        " dead_lettered_events = dead_lettered_events - ?1",
+        ("tests/integration/test_outbox_conformance.py",),
+    ),
+    Mutant(
+        "a request that a small outbox has no room for is settled at once",
+        f"{OUTBOX}/delivery.py",
+        "            if part and size + added > most:",
+        "            if part and size < 0:",
+        ("tests/promises/test_p7_bounded.py",),
+    ),
 )
