@@ -62,11 +62,13 @@ def main() -> None:
             usage_event(
                 draw.choice(_TENANTS),
                 draw.choice(_DEVICES),
-                POISONOUS if is_poisoned and not one else draw.choice(_SOME_METERS),
+                draw.choice(_SOME_METERS),
                 draw.randint(1, 40),
             )
-            for one in range(share)
+            for _ in range(share - is_poisoned)
         ]
+        if is_poisoned:
+            events.insert(0, usage_event(_TENANTS[0], _DEVICES[0], POISONOUS, 1))
         outbox.append(events, now=clock.now(), uptime=clock.uptime())
         until = clock.steady() + 1000 * _POST_EVERY_SECONDS
         while (at := flusher.next_at or clock.steady()) < min(until, last_try):

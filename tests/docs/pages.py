@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,14 +30,14 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _MARK = "\x01"
-_SECONDS = 120
+_SECONDS = 300
 OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 
 # What a script may use that readers do not see.
 _PRELUDE = f"""
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
-wait_until() {{  # wait_until WORDS COMMAND...: run it until it prints the words, at most a minute
-  local words=$1 deadline=$((SECONDS + 60))
+wait_until() {{  # wait_until WORDS COMMAND...: run it until it prints the words, at most two minutes
+  local words=$1 deadline=$((SECONDS + 120))
   shift
   while [ $SECONDS -lt $deadline ]; do
     if "$@" 2>&1 | grep -qE -- "$words"; then return; fi
@@ -106,6 +107,22 @@ def commands_of(block: str) -> list[Command]:
 def needs_mount(text: str) -> bool:
     """Return whether a page mounts something: it is run where nobody else sees that."""
     return "<!-- needs: mount -->" in text
+
+
+def what_is_missing(text: str) -> str:
+    """Return what this machine has not that a page needs, or nothing."""
+    if not sys.platform.startswith("linux"):
+        return "the pages are of Linux"
+    missing = [name for name in ("curl", "dd", "find", "grep", "sed") if shutil.which(name) is None]
+    if missing:
+        return f"there is no {missing[0]} here"
+    if needs_mount(text):
+        probe = [*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+                return ""
+        return "a small file system can only be mounted by root"
+    return ""
 
 
 def shortened(text: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +119,26 @@ def test_each_package_logs_to_its_own_logger(logger: str) -> None:
         )
     }
     assert names == {f'"{logger}"'}
+
+
+def test_a_program_without_any_logging_sees_that_usage_is_refused(tmp_path: Path) -> None:
+    """The library installs no handler, so Python's last resort, stderr, shows it."""
+    (tmp_path / "file").touch()
+    program = (
+        "import logging, meter_lib\n"
+        "assert meter_lib.post_meter_usage('t', 'd', 'page.processed.basic', 1) is None\n"
+        "assert not logging.getLogger('meter_lib').handlers\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "METER_OUTBOX": str(tmp_path / "file" / "outbox.db")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "usage was not recorded" in ran.stderr
 
 
 def test_the_page_of_the_log_is_that_of_the_code() -> None:
