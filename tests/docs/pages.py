@@ -36,7 +36,7 @@ OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 # What a script may use that readers do not see.
 _PRELUDE = f"""
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
-wait_until() {{  # wait_until WORDS COMMAND...: run it until it prints the words, at most two minutes
+wait_until() {{  # wait_until WORDS COMMAND...: until it prints the words, at most two minutes
   local words=$1 deadline=$((SECONDS + 120))
   shift
   while [ $SECONDS -lt $deadline ]; do
