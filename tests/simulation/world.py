@@ -32,7 +32,7 @@ from tests.simulation.wire import Letter, OnTheWire, Wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meter_lib.outbox import DeadLetter
+    from meter_lib.outbox import DeadLetter, Link
     from meter_worker.flusher import Call, Flusher
 
 URL = "http://127.0.0.1:1"
@@ -47,10 +47,12 @@ _TENANTS = ("alpha", "beta", "gamma", "ghost")
 class Flight:
     """A call under way, what was sent, and what was said to it."""
 
-    def __init__(self, call: Call, letter: Letter, sent_at: int) -> None:
+    def __init__(self, call: Call, letter: Letter, sent_at: int, issued: int) -> None:
         self.call = call
         self.letter = letter
         self.sent_at = sent_at
+        self.issued = issued
+        """When it left, in ticks of the oracle."""
         self.said: Said | None = None
         self.handled = 0
         """When the peer handled it, in ticks of the oracle."""
@@ -257,6 +259,7 @@ class World:
     def start(self) -> None:
         """Let the flusher say what to ask, and see it leave."""
         owed = self.oracle.owed
+        before = self.outbox.link("events")
         try:
             calls = self.flusher.start()
         except OutboxUnavailable:
@@ -265,11 +268,12 @@ class World:
             return
         self.oracle.look()
         self.oracle.check_written(owed)
+        self._note_failure(before)
         for call in calls:
             try:
                 call.make()
             except OnTheWire as left:
-                flight = Flight(call, left.letter, self.clock.steady())
+                flight = Flight(call, left.letter, self.clock.steady(), self.oracle.tick)
             self.flights.append(flight)
             if flight.is_delivery:
                 self._tell(f"#{call.number} leaves with {_keys_of(flight.letter)}")
@@ -284,6 +288,24 @@ class World:
             raise Broken(f"[in-flight] {deliveries} requests are under way")
         if len(self.flights) - deliveries > 1:
             raise Broken("[in-flight] two questions are under way")
+        self._check_probe()
+
+    def _check_probe(self) -> None:
+        if not self.outbox.link("events").failures:
+            return
+        probes = [
+            flight
+            for flight in self.flights
+            if flight.is_delivery and flight.issued >= self._failed_at
+        ]
+        if len(probes) > 1 or any(len(flight.letter.records) > 1 for flight in probes):
+            raise Broken(f"[probe] down, and {[_keys_of(one.letter) for one in probes]} are sent")
+
+    def _note_failure(self, before: Link) -> None:
+        link = self.outbox.link("events")
+        if link.failures and link != before:
+            self.oracle.tick += 1
+            self._failed_at = self.oracle.tick
 
     def _check_pause(self) -> None:
         until = self.outbox.link("events").next_attempt_at
@@ -292,6 +314,7 @@ class World:
 
     _paused_until: int | None = None
     _asked_until = 0
+    _failed_at = 0
 
     def handle(self) -> None:
         """Let a peer handle one of the requests under way."""
@@ -336,13 +359,15 @@ class World:
         number, said = flight.call.number, flight.said
         answer = self.wire.answering(flight.call.make, said.answer)
         is_written = True
-        paused_before = self.outbox.link("events").next_attempt_at
+        before = self.outbox.link("events")
+        paused_before = before.next_attempt_at
         try:
             self.flusher.finish(flight.call, answer)
         except OutboxUnavailable:
             is_written = False
         failed = "" if is_written else ", the outbox fails"
         self._tell(f"#{number} finished{failed}: {type(answer).__name__}")
+        self._note_failure(before)
         if not flight.is_delivery:
             tenant_id = flight.letter.url.rpartition("/")[2]
             self.oracle.answer_account(tenant_id, said.account, is_written=is_written)

@@ -153,6 +153,26 @@ def test_an_outage_is_probed_beside_requests_that_hang(wide: Bench) -> None:
     assert wide.events_link.failures == 0
 
 
+def test_a_late_refusal_sends_no_second_probe_after_an_outage(wide: Bench) -> None:
+    """Until the one is answered nobody else is risked, whatever is said of older requests."""
+    for meter in "abc":
+        wide.post(*numbered(meter, 4 - 3 * (meter == "b")), meter_id=meter)
+    network = Network(wide)
+    network.answer("a0,a1", DOWN)
+    wide.wait()
+    network.start()
+    assert network.sent == ["b0", "c0,c1", "a0"]
+    network.answer("b0", Refused("rejected", "no"))
+    assert network.sent == ["c0,c1", "a0"]
+    network.answer("c0,c1")
+    assert network.sent == ["a0"]
+    network.answer("a0")
+    assert wide.events_link.failures == 0
+    while network.sent:
+        network.answer(network.sent[0])
+    assert wide.counts == all_delivered(9)
+
+
 def test_a_tenant_whose_requests_hang_leaves_room_for_the_others(wide: Bench) -> None:
     """After it has failed, one of its requests is under way at a time, whatever it has to send."""
     wide.post("good", tenant_id="good")

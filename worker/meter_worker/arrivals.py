@@ -89,9 +89,14 @@ class Arrivals:
         """Note what is known as a parcel leaves."""
         return Flight(parcel, proves, self._doubts, self._link.outage)
 
-    def is_a_trial(self, flight: Flight) -> bool:
-        """Return whether it left after the last failure and the last refusal."""
-        return (flight.outage, flight.doubts) == (self._link.outage, self._doubts)
+    def is_a_trial(self, flight: Flight, *, is_down: bool) -> bool:
+        """Return whether its answer will show how it stands: with the link, or with the backend.
+
+        It left after the last failure and, unless the link is down, after the last refusal: of
+        a link that is down, a refusal of what was sent before shows nothing.
+        """
+        is_new = flight.outage == self._link.outage
+        return is_new and (is_down or flight.doubts == self._doubts)
 
     def pause(self, outage: Unavailable, *, sent_in: int | None = None) -> int:
         """Let nothing be sent for a while; return until when."""

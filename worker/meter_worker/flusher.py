@@ -233,8 +233,9 @@ class Flusher:
                 self.sees_more = True
             self._send(parcels)
             return
-        if any(self._arrivals.is_a_trial(flight) for flight in self._flights.values()):
-            # It will show how it stands: until then nobody else is risked.
+        flights = self._flights.values()
+        if any(self._arrivals.is_a_trial(flight, is_down=is_down) for flight in flights):
+            # Until then nobody else is risked.
             return
         if len(self._flights) >= self._max_in_flight:
             return
