@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 
 from meter_lib.letters import DeadLetter, ImportedLetter, PendingEvent, Selector
+from meter_lib.peers import Account, Link
 from meter_lib.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -153,31 +154,6 @@ class Settlement(NamedTuple):
     """Up to which lone refusal the delivered events are the proof: what `begin` returned."""
     recovers: bool = True
     """Whether that something was delivered shows the link `events` to be up."""
-
-
-class Link(NamedTuple):
-    """How it stands with one thing that is reached over the network."""
-
-    name: str
-    failures: int = 0
-    """Failed attempts in a row; 0 means up."""
-    down_since: int | None = None
-    next_attempt_at: int | None = None
-    last_success_at: int | None = None
-    last_error: str | None = None
-    last_error_at: int | None = None
-
-
-class Account(NamedTuple):
-    """What the accounts API last answered for a tenant."""
-
-    customer_id: str | None
-    """JSON text of the id, or None where it answered that there is no such account."""
-    answered_at: int
-    misses: int
-    """Answers in a row that there is no such account."""
-    ask_again_at: int | None = None
-    """When an unknown account may be asked for again."""
 
 
 class Delivery(Protocol):
@@ -347,14 +323,6 @@ class Operations(Protocol):
 
     def status(self) -> OutboxStatus:
         """Return the outbox at this instant; the cost does not grow with the backlog."""
-        ...
-
-    def pending_since(self, instants: Sequence[int]) -> list[int]:
-        """Return how many pending events were recorded at each of these instants or later.
-
-        For people: a flusher at work may make it a few more than there are, a clock that was
-        set may blur it. It counts one by one only what was set aside.
-        """
         ...
 
     def holder(self) -> int | None:

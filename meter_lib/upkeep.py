@@ -1,4 +1,4 @@
-"""The part of the port `Outbox` that finds damage and mends it."""
+"""The part of the port `Outbox` that looks it through, finds damage and mends it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,15 @@ class Taken(NamedTuple):
 
 
 class Upkeep(Protocol):
-    """What operators ask of an outbox that may be damaged."""
+    """What operators ask of an outbox as a whole, which may be damaged."""
+
+    def pending_since(self, instants: Sequence[int]) -> list[int]:
+        """Return how many pending events were recorded at each of these instants or later.
+
+        For people: a flusher at work may make it a few more than there are, a clock that was
+        set may blur it. It counts one by one only what was set aside.
+        """
+        ...
 
     def inspect(self, *, seconds: float) -> Inspection:
         """Look the outbox through, for about so many seconds at most; change nothing."""

@@ -95,7 +95,7 @@ class SqliteOperations:
         )
 
     def pending_since(self, instants: Sequence[int]) -> list[int]:
-        """Return how many were recorded since; see `Operations.pending_since`."""
+        """Return how many were recorded since; see `Upkeep.pending_since`."""
         with self._database.read() as connection:
 
             def recorded_at(seq: int) -> int:

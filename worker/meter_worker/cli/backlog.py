@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meter_lib.outbox import Operations
+    from meter_lib.upkeep import Upkeep
 
 __all__ = ["backlog_bar"]
 
@@ -17,7 +17,7 @@ _BLOCKS = "\u00b7\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _PLAIN = "_.:-=+*#@"
 
 
-def backlog_bar(outbox: Operations, oldest_recorded_at: int | None, now: int) -> str | None:
+def backlog_bar(outbox: Upkeep, oldest_recorded_at: int | None, now: int) -> str | None:
     """Return a bar from the oldest pending event (left) to now, in columns of whole hours.
 
     None where nothing has been pending for an hour: there is nothing to see yet.
