@@ -7,11 +7,13 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from meter_lib.errors import InvalidSetting
-from meter_lib.setting_values import absolute, file_path, small_file
+from meter_lib.setting_values import absolute, file_path, small_file, token
 from meter_lib.usage import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from meter_lib.settings import Setting
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -20,6 +22,7 @@ __all__ = [
     "from_environment",
     "from_file",
     "nearest",
+    "token_in_file",
 ]
 
 logger = logging.getLogger("meter_lib")
@@ -140,6 +143,23 @@ def _warned_of(names: Iterable[str], place: str, fields: Iterable[str]) -> list[
             extra={"event": "setting_unknown", "variable": name, "place": place},
         )
     return sentences
+
+
+def token_in_file(file: Setting[str | None], path: str) -> str:
+    """The secret in a file that a setting names, less the line break that editors put last."""
+    try:
+        text = small_file(path).decode("ascii", "replace")
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror}"
+    except ValueError as error:
+        reason = f"it must be {error}"
+    else:
+        text = text.removesuffix("\n").removesuffix("\r")
+        try:
+            return token(text)
+        except ValueError as error:
+            reason = f"its content must be {error}"
+    raise InvalidSetting(f"{file.variable} ({file.field}) is {shown(path, most=300)}: {reason}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

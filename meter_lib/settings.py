@@ -18,6 +18,7 @@ from meter_lib.setting_sources import (
     from_environment,
     from_file,
     nearest,
+    token_in_file,
 )
 from meter_lib.setting_values import (
     GIB,
@@ -34,7 +35,6 @@ from meter_lib.setting_values import (
     outbox_path,
     sink,
     size,
-    small_file,
     token,
     topic,
     url,
@@ -329,7 +329,7 @@ def _values(
     if delivers:
         for secret, file in _SECRETS:
             if values[file.field] is not None:
-                values[secret.field] = _token_in(file, values[file.field])
+                values[secret.field] = token_in_file(file, values[file.field])
                 origins[secret.field] = values[file.field]
         for setting in (
             Settings.ca_bundle,
@@ -383,20 +383,3 @@ def _default_outbox(environ: Mapping[str, str]) -> str:
         f"{Settings.outbox.variable} (outbox) has no default here, which would have to be {reason}:"
         " it must be given"
     )
-
-
-def _token_in(file: Setting[str | None], path: str) -> str:
-    """The secret in a file, less the line break that editors put at the end."""
-    try:
-        text = small_file(path).decode("ascii", "replace")
-    except OSError as error:
-        reason = f"it cannot be read: {error.strerror}"
-    except ValueError as error:
-        reason = f"it must be {error}"
-    else:
-        text = text.removesuffix("\n").removesuffix("\r")
-        try:
-            return token(text)
-        except ValueError as error:
-            reason = f"its content must be {error}"
-    raise InvalidSetting(f"{file.variable} ({file.field}) is {shown(path, most=300)}: {reason}")
