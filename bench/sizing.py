@@ -44,8 +44,8 @@ EVENT: dict[str, Any] = {  # Any: as the API takes them
 }
 _LONE = 300
 _BACKLOG = 20_000
-_POLL_SECONDS = 1.0
-_POLLED_EVENTS = 60
+_ROUNDS = 6
+_EVENTS_A_ROUND = 10
 
 
 class _Relay(socketserver.ThreadingTCPServer):
@@ -170,15 +170,11 @@ def measure(folder: str) -> dict[str, float]:
             device.deliver()
             figures[f"wire_sent_{name}"] = device.relay.sent / (_BACKLOG + 1000)
             figures[f"wire_received_{name}"] = device.relay.received / (_BACKLOG + 1000)
-    with Device(folder, poll_interval=_POLL_SECONDS).running() as device:
-        device.post(1)
-        device.deliver()
-        with BackgroundFlusher(settings=device.settings) as flusher:
-            for _ in range(_POLLED_EVENTS):
-                device.post(1)
-                time.sleep(_POLL_SECONDS / 10)
-            flusher.flush()
-        figures["events_a_request_polled"] = _POLLED_EVENTS / (device.requests() - 1)
+    with Device(folder).running() as device:
+        for _ in range(_ROUNDS):
+            device.post(_EVENTS_A_ROUND)
+            device.deliver()
+        figures["events_a_request_timer"] = _ROUNDS * _EVENTS_A_ROUND / device.requests()
     return figures
 
 
