@@ -42,7 +42,7 @@ def device(tmp_path: Path, broker: Broker) -> Iterator[KafkaDevice]:
 def test_every_event_arrives_once_and_in_order(device: KafkaDevice, broker: Broker) -> None:
     """Sums, keys and the order of each stream are those of what was recorded."""
     device.record(300)
-    device.start_worker(batch_size=20)
+    device.start_worker(batch_size=20, compression="gzip")
     device.record(100)
     device.drained()
 
@@ -61,7 +61,7 @@ def test_one_request_is_under_way_to_a_broker(tmp_path: Path, sink: str, at_once
     """All but the last transaction are settled, so the position need not name more than that."""
     bench = Bench(tmp_path / "outbox.db", sink=sink, max_in_flight=4)
     for device_id in "abc":
-        bench.post(f"of {device_id}", device_id=device_id)
+        bench.post(f"of-{device_id}", device_id=device_id)
     [question] = bench.flusher.start()
     bench.flusher.finish(question, question.make())
 

@@ -102,6 +102,8 @@ class Attempt:
         self._until = time.monotonic() + seconds
         self._interrupted = interrupted
         self._complaints = complaints
+        self.sends = False
+        """Whether records are under way: then a smaller request may well be in time."""
 
     def look(self, most: float = _SLICE_SECONDS) -> float:
         """Return for how many seconds the next call may wait, at most `most`.
@@ -114,7 +116,7 @@ class Attempt:
         left = self._until - time.monotonic()
         if left <= 0:
             words = f": {self._complaints.words}" if self._complaints.words else ""
-            raise KafkaFailed(f"no answer within {self._seconds:g} s{words}", timed_out=True)
+            raise KafkaFailed(f"no answer within {self._seconds:g} s{words}", timed_out=self.sends)
         return min(left, most)
 
     def make(

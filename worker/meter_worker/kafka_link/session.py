@@ -98,6 +98,7 @@ class Session:
         stored = [*self._stored][-REMEMBERED:] + [record.fingerprint for record in records]
         failed: dict[int, Report] = {}
         offsets: list[int] = []
+        attempt.sends = True
         producer.begin_transaction()
         for place, record in enumerate(records):
             producer.produce(
