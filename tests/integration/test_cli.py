@@ -387,7 +387,7 @@ def test_each_command_and_option_has_a_help(
         assert isinstance(command, click.Group)
         command = command.commands[name]
     assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
-    if names[0] not in ("meters", "service", "sandbox", "demo"):
+    if names[0] not in ("meters", "service", "sandbox", "demo", "completion"):
         assert "--outbox PATH" in ended.stdout
         assert "METER_OUTBOX" in ended.stdout
         assert "--config FILE" in ended.stdout
@@ -774,6 +774,8 @@ def test_status_as_json_has_all_counts(run: Callable[..., Ended], outbox: Outbox
     assert shown == {
         "outbox": outbox.location,
         "schema_version": meter_migrations.LATEST,
+        "copied_from": None,
+        "copied_at": None,
         "accepted": 3,
         "pending": 1,
         "dead": 1,

@@ -11,7 +11,7 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", metavar="|".join(_SHELLS), type=click.Choice(_SHELLS))
 def completion(*, shell: str) -> None:
-    """Print the script that makes a shell complete commands, options and ids with TAB.
+    """Print a script that completes commands and ids with TAB.
 
     \b
     bash  meter-lib completion bash > ~/.local/share/bash-completion/completions/meter-lib
