@@ -127,7 +127,14 @@ def what_is_missing(text: str) -> str:
 
 def shortened(text: str) -> str:
     """Return a page with a tenth of the events that are in it, where there are very many."""
-    for many, fewer in (("50,000", "5,000"), ("50000", "5000"), ("49,988", "4,988")):
+    numbers = {
+        "50,000": "5,000",
+        "50000": "5000",
+        "49,988": "4,988",
+        "49,900": "4,900",
+        "49900": "4900",
+    }
+    for many, fewer in numbers.items():
         text = re.sub(rf"\b{many}\b", fewer, text)
     return text
 
