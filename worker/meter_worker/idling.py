@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ class Idling:
         self._is_armed = False
         self._has_rung = False
         self._wait_seconds = _LAST_WAIT_SECONDS
-        self._busy_at = time.monotonic()
+        self._busy_at = -math.inf
+        self._calm_since = time.monotonic()
 
     def begin(self) -> None:
         """Listen for those who write, where that is possible. The outbox is there."""
@@ -44,15 +46,17 @@ class Idling:
 
     def seconds(self, *, is_busy: bool) -> float:
         """Return how long to wait after a look, which found something to do if `is_busy`."""
+        now = time.monotonic()
+        if is_busy or self._has_rung:
+            self._disarm()
+            self._wait_seconds = _LAST_WAIT_SECONDS if is_busy else _FIRST_WAIT_SECONDS
+            self._calm_since = now
         if is_busy:
-            self._disarm()
-            self._wait_seconds = _LAST_WAIT_SECONDS
-            self._busy_at = time.monotonic()
+            self._busy_at = now
             return self._poll_seconds
-        if self._has_rung:
-            self._disarm()
-            self._wait_seconds = _FIRST_WAIT_SECONDS
-            self._busy_at = time.monotonic()
+        # What is posted within a poll interval may share a request, as whoever set it relies on.
+        if (left := self._busy_at + self._poll_seconds - now) > 0:
+            return left
         if self._wait_seconds < min(_LAST_WAIT_SECONDS, self._poll_seconds):
             self._wait_seconds *= 2
             return self._wait_seconds / 2
@@ -63,8 +67,7 @@ class Idling:
             self._doorbell.arm()
             # What came before that rings for nobody: one more look.
             return 0.0
-        is_calm = time.monotonic() - self._busy_at > _CALM_SECONDS
-        if is_calm and self._doorbell.has_rung:
+        if now - self._calm_since > _CALM_SECONDS and self._doorbell.has_rung:
             return max(self._poll_seconds, _RARE_LOOK_SECONDS)
         return self._poll_seconds
 
