@@ -742,4 +742,34 @@ MUTANTS = (
         "            if part and size < 0:",
         ("tests/promises/test_p7_bounded.py",),
     ),
+    # -- embedding ------------------------------------------------------------------------
+    Mutant(
+        "a cancelled task does not wait for what becomes of its event",
+        "meter_lib/pool.py",
+        "            cancellation = cancelled\n",
+        "            raise\n",
+        ("tests/integration/test_event_loops.py",),
+    ),
+    Mutant(
+        "a call that raises is counted",
+        "meter_lib/metering.py",
+        "        result = function(*args, **kwargs)\n",
+        "        try:\n            result = function(*args, **kwargs)\n"
+        "        except KeyError:\n            self._post(*self._ids, 1)\n            raise\n",
+        ("tests/integration/test_metered.py",),
+    ),
+    Mutant(
+        "a child of a silent fork goes on with what is its parent's",
+        f"{OUTBOX}/forking.py",
+        "if self._process != os.getpid():",
+        "if not self._process:",
+        ("tests/integration/test_forking_servers.py",),
+    ),
+    Mutant(
+        "a post wakes a flusher that has just sent a request",
+        f"{WORKER}/idling.py",
+        "            return left\n",
+        "            pass\n",
+        ("tests/integration/test_idling.py",),
+    ),
 )
