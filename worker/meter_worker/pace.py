@@ -10,6 +10,8 @@ _STEPS_TO_FULL_SIZE = 16
 # Records sent alone before it is tried whether several are understood by now: an answer may
 # have been garbled once, and whoever always answers so stores each trial twice.
 _SINGLY = 2000
+# Where a rate limits the events, a request has those of so long a time.
+_WORTHWHILE_SECONDS = 0.25
 
 
 class Pace:
@@ -21,6 +23,9 @@ class Pace:
         # One second's worth at the most: a drain must not begin with a burst.
         self._most_allowed = max(1.0, rate or 0.0)
         self._allowed = self._most_allowed
+        # Once all is spent, nothing goes until this many may: not a request for each event.
+        self._worthwhile = max(1.0, min(batch_size, (rate or 0.0) * _WORTHWHILE_SECONDS))
+        self._needed = 1.0
         self._counted_at: int | None = None
         self.records = batch_size
         """Most records in a request."""
@@ -61,15 +66,20 @@ class Pace:
             passed = max(0, now - self._counted_at) / 1000
             self._allowed = min(self._most_allowed, self._allowed + passed * self._rate)
         self._counted_at = now
+        if self._allowed < self._needed:
+            return 0
+        self._needed = 1.0
         return int(self._allowed)
 
     def spend(self, events: int) -> None:
         """So many events are sent."""
         if self._rate is not None:
             self._allowed -= events
+            if self._allowed < 1:
+                self._needed = self._worthwhile
 
     def allowed_at(self, now: int) -> int | None:
-        """Return when the next event may be sent, or None where there is no limit."""
+        """Return when the next events may be sent, or None where there is no limit."""
         if self._rate is None:
             return None
-        return now + max(0, round(1000 * (1 - self._allowed) / self._rate))
+        return now + max(0, round(1000 * (self._needed - self._allowed) / self._rate))
