@@ -8,15 +8,19 @@ import pytest
 
 pytest.importorskip("confluent_kafka", reason="the extra 'kafka' is not installed")
 
+from confluent_kafka import KafkaError
+
 from meter_lib import Settings
 from meter_worker.backend import Answered, Refused, Rejected, Retriable, Unavailable, Undecided
 from meter_worker.kafka_link import KafkaBackend, KafkaConfiguration
+from meter_worker.kafka_link.attempt import Complaints, KafkaFailed
 from meter_worker.kafka_link.reports import Report, judge_reports
 from tests.kafka.refusing import Picky, RefusingCluster
 from tests.kafka.requests import all_delivered, request_of
 from tests.unit.flusher_bench import Bench
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 TOO_LARGE, INVALID_RECORD, TOPIC_RIGHTS, NO_REPLICAS = 10, 87, 29, 19
@@ -114,6 +118,31 @@ def test_missing_rights_to_a_transaction_are_told_at_once(
     assert outcome.wants_an_operator
     assert outcome.detail.startswith("check the rights at the broker, and METER_KAFKA_CONFIG")
     assert all_delivered(backend.deliver(request_of("a")), 1)
+
+
+@pytest.mark.parametrize("codes", [(-187, -195), (-195, -187)])
+def test_an_outage_is_told_in_the_words_of_the_connection(codes: tuple[int, int]) -> None:
+    """In whatever order librdkafka says that all brokers are down and why."""
+    complaints = Complaints()
+    for code in codes:
+        complaints.raise_if_hopeless()
+        complaints(KafkaError(code, f"said by {code}"))
+
+    with pytest.raises(KafkaFailed, match="said by -195"):
+        complaints.raise_if_hopeless()
+
+
+@pytest.mark.parametrize("codes", [(-181, -195, -187), (-187, -181, -195), (-187, -169, -181)])
+def test_what_an_operator_has_to_mend_is_not_hidden_by_what_follows(codes: Sequence[int]) -> None:
+    """A certificate or a password that is refused loses the connection, which says less."""
+    complaints = Complaints()
+    for code in codes:
+        complaints(KafkaError(code, f"said by {code}"))
+
+    [lasting, *_] = [code for code in codes if code in {-181, -169}]
+    with pytest.raises(KafkaFailed, match=f"said by {lasting}") as failed:
+        complaints.raise_if_hopeless()
+    assert failed.value.wants_an_operator
 
 
 def judged(*codes: int, sent: int = 1) -> Any:

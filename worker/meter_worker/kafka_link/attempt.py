@@ -74,10 +74,10 @@ class Complaints:
         return self._all_down or self._are_lasting
 
     def raise_if_hopeless(self) -> None:
-        """Raise `KafkaFailed` if waiting on would be in vain."""
-        if self.are_hopeless:
-            words = self.words or "no broker can be reached"
-            raise KafkaFailed(words, wants_an_operator=self._are_lasting)
+        """Raise `KafkaFailed` if waiting on would be in vain, and it has been said why."""
+        # That all are down may be told before what is wrong with the last of them.
+        if self.are_hopeless and self.words:
+            raise KafkaFailed(self.words, wants_an_operator=self._are_lasting)
 
     @property
     def _are_lasting(self) -> bool:
