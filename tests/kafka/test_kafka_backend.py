@@ -166,6 +166,31 @@ def test_a_position_that_was_never_committed_is_not_believed(broker: Broker) -> 
     assert keys_in(broker) == ["a", "b"]
 
 
+@pytest.mark.parametrize("record", [b"junk", b"[]", b'{"outbox_id":"box"}', b'{"stored":[]}', None])
+def test_a_position_that_is_lost_is_told_and_delivery_goes_on(
+    broker: Broker, record: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the topic was made anew the offset leads to a stranger's record, which says nothing."""
+    backend_to(broker.address).deliver(request_of("a"))
+    offsets: list[int] = []
+    stranger = Producer({"bootstrap.servers": broker.address})
+    stranger.produce(
+        POSITIONS,
+        record,
+        partition=0,
+        on_delivery=lambda _, message: offsets.append(message.offset()),
+    )
+    assert stranger.flush(10) == 0
+    group = Consumer({"bootstrap.servers": broker.address, "group.id": "meter-lib-box"})
+    group.commit(offsets=[TopicPartition(POSITIONS, 0, offsets[0])], asynchronous=False)
+    group.close()
+
+    assert all_delivered(backend_to(broker.address).deliver(request_of("a")), 1)
+    assert keys_in(broker) == ["a", "a"]
+    [said] = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert said.__dict__["event"] == "position_lost"
+
+
 @pytest.fixture
 def line(broker_program: str) -> Iterator[tuple[Line, Broker]]:
     """A broker that is reached by a line that can break."""

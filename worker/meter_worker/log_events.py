@@ -49,6 +49,13 @@ WORKER_EVENTS = (
     ),
     LogEvent("link_up", "INFO", "failures link", "A service that was down answers again."),
     LogEvent(
+        "position_lost",
+        "ERROR",
+        "topic",
+        "With METER_SINK=kafka://…: the positions topic has lost the last record of this outbox, by"
+        " its retention or by being made anew. What was stored just before may be sent again.",
+    ),
+    LogEvent(
         "pause_stays",
         "WARNING",
         "link wait_seconds",

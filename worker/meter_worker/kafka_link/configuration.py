@@ -25,8 +25,8 @@ _SECRET = re.compile(r"password|secret|\.pem$|sasl\.oauthbearer\.config|assertio
 _LONGEST_TRANSACTION_SECONDS = 60.0
 # Kafka's own limit is the topic's; this one only keeps ours out of its way.
 _LARGEST_MESSAGE_BYTES = 10_000_000
-_ONLY_WHAT_IS_CRITICAL = 2  # all else reaches us as errors, and our log in our words
-_logger = logging.getLogger("meter_worker.kafka")
+# What it has to say reaches us as errors, and our log in our words: this goes nowhere.
+_SILENCE = logging.Logger("librdkafka", logging.CRITICAL + 1)  # noqa: LOG001  # unknown to all others
 
 
 class KafkaConfiguration(NamedTuple):
@@ -62,8 +62,8 @@ class KafkaConfiguration(NamedTuple):
             {
                 "client.id": "meter-lib",
                 "enable.metrics.push": False,
-                "log_level": _ONLY_WHAT_IS_CRITICAL,
-                "logger": _logger,
+                "log_level": 0,
+                "logger": _SILENCE,
                 "socket.connection.setup.timeout.ms": _milliseconds(settings.connect_timeout),
                 "socket.keepalive.enable": True,
                 **_certificates(settings),

@@ -73,6 +73,7 @@ class Session:
                 "events: topic %s no longer has the position of this outbox; what was stored"
                 " just before may be sent again, under the same keys",
                 self._positions_topic,
+                extra={"event": "position_lost", "topic": self._positions_topic},
             )
         self._group = position.group
         # As keys in their order: a set that knows which came first.
