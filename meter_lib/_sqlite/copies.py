@@ -88,4 +88,10 @@ def _rename(connection: sqlite3.Connection, path: str) -> None:
         new_name,
         accepted,
         old_name,
+        extra={
+            "event": "outbox_copied",
+            "outbox": path,
+            "outbox_id": new_name,
+            "copied_from": old_name,
+        },
     )

@@ -136,6 +136,14 @@ LIBRARY_EVENTS = (
         "The outbox was damaged; a new one goes on with what could be read.",
     ),
     LogEvent(
+        "outbox_copied",
+        "WARNING",
+        "copied_from outbox outbox_id",
+        "The outbox was last used on another machine. If that machine still has it, both deliver"
+        " what was pending then, each event under its one key; what is recorded here from now on"
+        " goes under a new outbox_id.",
+    ),
+    LogEvent(
         "dropped_oldest",
         "ERROR",
         "events outbox units",
