@@ -5,10 +5,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture check lint format docs night soak bench fleet sizing mutants wheel clean
+.PHONY: help setup demo test torture check lint format docs night soak bench bench-quick bench-report fleet sizing mutants wheel clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.installed ## make the environment (.venv) with everything the demo and the tests need
 
@@ -47,8 +47,14 @@ night: setup ## play docs/a-night.md: three days of outage, 50,000 events, a bad
 soak: setup ## simulate delivery in the worst network until interrupted, or for SECONDS=…
 	$(BIN)/python -m tests.simulation $(if $(SECONDS),--seconds $(SECONDS))
 
-bench: setup ## measure recording and delivery as ratios to plain SQLite and plain HTTP
-	$(BIN)/python bench/bench.py
+bench: setup ## measure all targets as ratios to plain SQLite and plain HTTP, other queues beside them: some ten minutes
+	$(BIN)/python bench/bench.py $(ARGS)
+
+bench-quick: setup ## compare the working tree with main, pair by pair, in a minute
+	$(BIN)/python bench/quick.py $(ARGS)
+
+bench-report: $(VENV)/.installed-bench ## write docs/performance.md and its plots from what `make bench` measured
+	$(BIN)/python bench/report.py $(ARGS)
 
 fleet: $(VENV)/.installed-bench ## play how a fleet comes back after outages, and write docs/fleet.md and its plots: some minutes
 	$(BIN)/python bench/fleet.py $(ARGS)

@@ -1,342 +1,233 @@
-"""Measures recording and delivery as ratios to plain SQLite and plain HTTP in the same run.
+"""Measures all that the project has targets for, each beside its baseline in the same process.
 
-    python bench/bench.py [--events N] [--rounds N]
+    python bench/bench.py [--runs N] [--write FILE] [--no-peers] [--backlog N] [--tiny]
 
-A disk and a machine that are shared drift by a factor within minutes; the ratio of two
-measurements that take turns does not. Scratch files go to $TMPDIR, which must be on the disk
-that is meant, never on tmpfs.
+Prints a table and writes the figures of all runs as JSON, for `report.py`. Scratch files go to
+$TMPDIR, which must be on the disk that is meant, never on tmpfs.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import multiprocessing
+import datetime as dt
+import json
 import os
 import platform
 import shutil
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import requests
+from peers import __file__ as peers_script
+from peers import installed_peers
+from probe import probe
+from rows import ROWS, spread
+from slow_disk import slow_disk
 
-from meter_lib import MeterClient, Settings, __version__
-from meter_worker import BackgroundFlusher
-from meter_worker.sandbox import Sandbox
+from meter_lib import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from multiprocessing.connection import Connection
+    from collections.abc import Iterator, Mapping
 
-# What an event of ours takes in the file, so that the baseline writes as much.
-PAYLOAD = b"x" * 257
+    from measuring import Figures
 
-
-class Measured(NamedTuple):
-    """What one measurement found; the seconds of a call where calls were timed."""
-
-    events_a_second: float
-    median_seconds: float = math.nan
-    slow_seconds: float = math.nan
-    """One call in a hundred took longer; where several processes post, one in a thousand."""
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+RESULTS = os.path.join(_FOLDER, "results.json")
+PEERS_ENVIRONMENT = os.path.join(os.path.dirname(_FOLDER), "build", "bench-peers")
 
 
-class Bench:
-    """One round of every measurement, in a folder of its own."""
+class Scale(NamedTuple):
+    """How much is measured."""
 
-    def __init__(self, folder: str, events: int) -> None:
-        self.folder = folder
-        self.events = events
-        self._files = 0
+    seconds: float = 0.2
+    turns: int = 8
+    threads: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
+    processes: tuple[int, ...] = (2, 4)
+    events: int = 20_000
+    drained: int = 1_000_000
+    backlogs: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    round_trips: tuple[int, ...] = (1, 5, 20, 50, 100, 200)
+    slow_disks: tuple[int, ...] = (2, 10, 30)
+    idle_seconds: float = 10.0
 
-    def path(self) -> str:
-        """Return a place for one more file."""
-        self._files += 1
-        return os.path.join(self.folder, f"{self._files}.db")
 
-    def pairs(self) -> Iterator[tuple[str, tuple[Measured, Measured]]]:
-        """Yield each measurement with its baseline, taken one after the other."""
+# Enough to see that all of it runs.
+TINY = Scale(0.02, 1, (1, 2), (2,), 1000, 1000, (1000,), (1,), (2,), 0.2)
+
+
+class Step(NamedTuple):
+    """A probe with its arguments."""
+
+    name: str
+    arguments: dict[str, Any]  # Any: each probe has its own
+    once: bool = False
+    """In the first run only: it takes long, or hardly varies."""
+    slow_ms: int = 0
+    """How much longer each sync takes."""
+
+
+def steps(scale: Scale) -> Iterator[Step]:
+    """Yield what one run consists of."""
+    turns = {"seconds": scale.seconds, "turns": scale.turns}
+    for threads in scale.threads:
+        yield Step("post", {"threads": threads, **turns})
+    for count in scale.processes:
+        yield Step("processes", {"count": count, **turns})
+    yield Step("many", turns)
+    yield Step("written", {"events": max(200, scale.events // 10)})
+    yield Step("syncs", {"posts": 100})
+    for batch, events in ((100, scale.events), (1, scale.events // 10)):
+        yield Step("settle", {"batch": batch, "events": events, "turns": scale.turns})
+    yield Step("weight", {"runs": 2 * scale.turns + 1})
+    yield Step("drain", {"delay_ms": 0, "events": 2 * scale.events, "turns": 3})
+    yield Step("drain", {"delay_ms": 20, "events": scale.events, "turns": 2})
+    for events in scale.backlogs:
+        yield Step("backlog", {"events": events, **turns})
+    yield Step("wire", {"events": scale.events}, once=True)
+    yield Step(
+        "worker",
+        {"events": scale.drained, "idle_seconds": scale.idle_seconds, "posts": 10},
+        once=True,
+    )
+    for delay in scale.round_trips:
+        for in_flight in (1, 4):
+            devices = {"devices": 2 * in_flight, "in_flight": in_flight}
+            size = {"delay_ms": delay, "events": scale.events // 2, "turns": 1}
+            if (delay, in_flight) != (20, 1):
+                yield Step("drain", {**size, **devices}, once=True)
+    slow = {"seconds": 3 * scale.seconds, "turns": max(1, scale.turns // 3)}
+    for milliseconds in scale.slow_disks:
         for threads in (1, 8, 64):
-            yield (
-                f"post, {threads} thread{'s' * (threads > 1)}",
-                (self.posts(threads), self.raw_inserts(threads)),
-            )
-        yield "post, 4 processes", (self.apart(post_alone), self.apart(insert_alone))
-        yield "post_many by 100", (self.posts_in_hundreds(), self.raw_inserts(1))
-        yield "drain, 500 a request", (self.drain(), self.plain_requests())
-
-    def raw_inserts(self, threads: int) -> Measured:
-        """INSERT + COMMIT of ready bytes: WAL, synchronous=FULL."""
-        insert = inserter(self.path())
-        mutex = threading.Lock()
-
-        def insert_in_turn() -> None:
-            with mutex:
-                insert()
-
-        return self._timed(insert_in_turn, threads)
-
-    def posts(self, threads: int) -> Measured:
-        """`MeterClient.post`."""
-        with MeterClient(settings=Settings(outbox=self.path())) as client:
-            post = poster(client)
-            post()
-            return self._timed(post, threads)
-
-    def apart(self, run: Callable[[str, int, Connection], None], processes: int = 4) -> Measured:
-        """The same in several processes on one file."""
-        path = self.path()
-        inserter(path)
-        context = multiprocessing.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(processes)]
-        for _, theirs in pipes:
-            context.Process(
-                target=run, args=(path + run.__name__, self.events // processes, theirs)
-            ).start()
-        for ours, _ in pipes:
-            ours.recv()
-        for ours, _ in pipes:
-            ours.send("go")
-        runs: list[tuple[float, float, list[float]]] = [ours.recv() for ours, _ in pipes]
-        took = max(end for _, end, _ in runs) - min(start for start, _, _ in runs)
-        return measured(took, [second for _, _, seconds in runs for second in seconds], 0.999)
-
-    def _timed(self, act: Callable[[], None], threads: int) -> Measured:
-        share = self.events // threads
-        seconds: list[float] = []
-
-        def run() -> None:
-            seconds.extend(timed(act, share))
-
-        workers = [threading.Thread(target=run) for _ in range(threads)]
-        start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return measured(time.perf_counter() - start, seconds, 0.99)
-
-    def posts_in_hundreds(self) -> Measured:
-        """`post_many` with 100 events a call."""
-        event = {
-            "tenant_id": "tenant",
-            "device_id": "device",
-            "meter_id": "page.processed.basic",
-            "total_usage": 24,
-        }
-        with MeterClient(settings=Settings(outbox=self.path())) as client:
-            client.post_many([event])
-            start = time.perf_counter()
-            for _ in range(self.events // 100):
-                client.post_many([event] * 100)
-            return Measured(self.events // 100 * 100 / (time.perf_counter() - start))
-
-    def plain_requests(self) -> Measured:
-        """Records per second of requests.Session sending ready bodies of 500 to the sandbox."""
-        record = '{"key":"k","value":{"idempotency_key":"k","payload":"' + "x" * 230 + '"}}'
-        body = f'{{"records":[{",".join([record] * 500)}]}}'.encode()
-        headers = {"Content-Type": "application/vnd.kafka.json.v2+json"}
-        sends = max(1, 5 * self.events // 500)
-        with Sandbox(port=0) as sandbox, requests.Session() as session:
-            url = f"{sandbox.url}/topics/usage-events"
-            session.post(url, data=body, headers=headers).raise_for_status()
-            start = time.perf_counter()
-            for _ in range(sends):
-                session.post(url, data=body, headers=headers).raise_for_status()
-            return Measured(sends * 500 / (time.perf_counter() - start))
-
-    def drain(self) -> Measured:
-        """Events per second from a full outbox to the sandbox, 500 a request."""
-        path = self.path()
-        event = {"tenant_id": "t", "device_id": "d", "meter_id": "page.processed.basic"}
-        with Sandbox(port=0) as sandbox:
-            settings = Settings(outbox=path, stream_url=sandbox.url, accounts_url=sandbox.url)
-            with MeterClient(settings=settings) as client:
-                client.post_many([{**event, "total_usage": n} for n in range(5 * self.events)])
-            flusher = BackgroundFlusher(settings=settings)
-            start = time.perf_counter()
-            flusher.start()
-            if not flusher.flush(timeout=120):
-                raise SystemExit("the drain did not end within 120 s")
-            took = time.perf_counter() - start
-            flusher.stop()
-            return Measured(5 * self.events / took)
+            yield Step("post", {"threads": threads, **slow}, once=True, slow_ms=milliseconds)
+        yield Step("processes", {"count": 4, **slow}, once=True, slow_ms=milliseconds)
 
 
-def inserter(path: str) -> Callable[[], None]:
-    """Return what inserts one row of ready bytes and commits, into a file made if need be."""
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    for statement in (
-        "PRAGMA page_size = 1024",
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA synchronous = FULL",
-        "CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, payload BLOB)",
-    ):
-        connection.execute(statement)
-
-    def insert() -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO events (payload) VALUES (?)", (PAYLOAD,))
-        connection.execute("COMMIT")
-
-    return insert
-
-
-def poster(client: MeterClient) -> Callable[[], None]:
-    """Return what posts one event."""
-
-    def post() -> None:
-        client.post("tenant", "device", "page.processed.basic", 24)
-
-    return post
-
-
-def insert_alone(path: str, count: int, pipe: Connection) -> None:
-    """Be one of several processes that insert."""
-    _one_of_several(inserter(path), count, pipe)
-
-
-def post_alone(path: str, count: int, pipe: Connection) -> None:
-    """Be one of several processes that post."""
-    with MeterClient(settings=Settings(outbox=path)) as client:
-        _one_of_several(poster(client), count, pipe)
-
-
-def _one_of_several(act: Callable[[], None], count: int, pipe: Connection) -> None:
-    act()
-    pipe.send("ready")
-    pipe.recv()
-    start = time.perf_counter()
-    seconds = timed(act, count)
-    pipe.send((start, time.perf_counter(), seconds))
+def measure(scale: Scale, *, runs: int, with_peers: bool) -> dict[str, Any]:
+    """Return the figures of all runs, and where and when they were found."""
+    figures: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
+    skipped: list[str] = []
+    python, peers = sys.executable, dict[str, str]()
+    if with_peers:
+        python, peers = installed_peers(PEERS_ENVIRONMENT)
+    with tempfile.TemporaryDirectory(prefix="meter-lib-bench-") as folder:
+        for run in range(runs):
+            for step in steps(scale):
+                if step.once and run:
+                    continue
+                found = _step(step, folder)
+                if not found:
+                    skipped.append(f"{step.name} {step.arguments}: a tool it needs is missing")
+                _keep(found, figures, curves)
+            for name in peers:
+                for threads in (1, 8):
+                    found = probe(
+                        name,
+                        {"threads": threads, "seconds": scale.seconds, "turns": scale.turns},
+                        python=python,
+                        script=peers_script,
+                    )
+                    _keep(found, figures, curves)
+    return {
+        "machine": _machine(),
+        "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "versions": {
+            "meter-lib": f"{__version__} ({_commit()})",
+            "Python": platform.python_version(),
+            "SQLite": sqlite3.sqlite_version,
+            "requests": requests.__version__,
+            **peers,
+        },
+        "runs": runs,
+        "turns": scale.turns,
+        "skipped": sorted(set(skipped)),
+        "figures": figures,
+        "curves": curves,
+    }
 
 
-def timed(act: Callable[[], None], count: int) -> list[float]:
-    """Do it so many times and return how long each took, in seconds."""
-    seconds: list[float] = []
-    for _ in range(count):
-        start = time.perf_counter()
-        act()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def _step(step: Step, folder: str) -> Figures:
+    print(f"{step.name} {step.arguments}", file=sys.stderr)
+    if not step.slow_ms:
+        return probe(step.name, step.arguments)
+    environment = slow_disk(folder, step.slow_ms)
+    if environment is None:
+        return {}
+    found = probe(step.name, step.arguments, environment=environment)
+    return {f"slow_{step.slow_ms}.{name}": value for name, value in found.items()}
 
 
-def measured(took: float, seconds: list[float], share: float) -> Measured:
-    """Sum up: how long all took, how long each, and what share of them is not slow."""
-    seconds.sort()
-    return Measured(
-        len(seconds) / took, statistics.median(seconds), seconds[int(len(seconds) * share)]
+def _keep(found: Figures, figures: dict[str, list[float]], curves: dict[str, list[float]]) -> None:
+    for name, value in found.items():
+        if isinstance(value, list):
+            curves[name] = value
+        else:
+            figures.setdefault(name, []).append(value)
+
+
+def _machine() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+        lines = [line for line in cpuinfo if line.startswith("model name")]
+    model = lines[0].partition(":")[2].strip() if lines else platform.machine()
+    file_system = _file_system(tempfile.gettempdir())
+    return (
+        f"{os.cpu_count()} cores, {model}, {platform.system()} {platform.release()}, {file_system}"
     )
 
 
-def bytes_written(act: Callable[[], None], count: int) -> float:
-    """Bytes that this process gives to the disk each time, by the count of the system."""
-
-    def so_far() -> int:
-        with open("/proc/self/io", encoding="ascii") as file:
-            return int(file.read().partition("\nwrite_bytes: ")[2].split()[0])
-
-    act()
-    before = so_far()
-    timed(act, count)
-    return (so_far() - before) / count
-
-
-def print_bytes(bench: Bench) -> None:
-    """Print what a lone post and one of a hundred write, beside the plain INSERT."""
-    if not os.path.exists("/proc/self/io"):
-        print("bytes written: not known on this system")
-        return
-    event = {"tenant_id": "t", "device_id": "d", "meter_id": "page.processed.basic"}
-    hundred = [{**event, "total_usage": 24}] * 100
-    with MeterClient(settings=Settings(outbox=bench.path())) as client:
-        lone = bytes_written(poster(client), bench.events)
-        grouped = bytes_written(lambda: client.post_many(hundred) and None, bench.events // 100)
-    raw = bytes_written(inserter(bench.path()), bench.events)
-    print(
-        f"bytes written an event: lone post {lone:,.0f}, by 100 {grouped / 100:,.0f}, "
-        f"plain INSERT {raw:,.0f}"
+def _file_system(path: str) -> str:
+    df = shutil.which("df")
+    if df is None:
+        return "file system not known"
+    shown = subprocess.run(
+        [df, "--output=fstype,source", path], capture_output=True, text=True, check=False
     )
+    return " on ".join(shown.stdout.split()[-2:]) or "file system not known"
 
 
-def print_syncs(bench: Bench) -> None:
-    """Print how many syncs a lone post takes, counted from outside."""
-    strace = shutil.which("strace")
-    if strace is None:
-        print("syncs a lone post: not counted, strace is not installed")
-        return
-    script = (
-        "import sys; from meter_lib import MeterClient; client = MeterClient(sys.argv[1]);"
-        "[client.post('t', 'd', 'page.processed.basic', 1) for _ in range(int(sys.argv[2]))]"
+def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return "commit not known"
+    shown = subprocess.run(
+        [git, "-C", _FOLDER, "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    counts: list[int] = []
-    for posts in ("10", "210"):
-        trace = bench.path()
-        options = ["-f", "-qq", "-o", trace, "-e", "trace=fsync,fdatasync,msync,sync_file_range"]
-        poster = [sys.executable, "-c", script, bench.path(), posts]
-        subprocess.run([strace, *options, *poster], check=True)
-        with open(trace, encoding="utf-8") as file:
-            counts.append(len(file.readlines()))
-    print(f"syncs a lone post: {(counts[1] - counts[0]) / 200:.2f}")
+    return shown.stdout.strip() or "commit not known"
 
 
-def import_milliseconds() -> float:
-    """Milliseconds that `import meter_lib` takes in a new interpreter."""
-    probe = (
-        "import time; start = time.perf_counter(); import meter_lib; "
-        "print(1000 * (time.perf_counter() - start))"
-    )
-    return float(
-        subprocess.run(
-            [sys.executable, "-c", probe], capture_output=True, text=True, check=True
-        ).stdout
-    )
+def print_table(figures: Mapping[str, list[float]]) -> None:
+    """Print each target with what was measured."""
+    for row in ROWS:
+        values = figures.get(row.figure)
+        found = spread(values, row.unit) if values else "not measured"
+        verdict = "" if not values else "met" if row.is_met(values) else "NOT MET"
+        print(f"{row.name:4}{row.what:52}{row.target:>14}  {found:36}{verdict}")
 
 
 def main() -> None:
-    """Run the rounds, each measurement beside its baseline, and print a table of medians."""
+    """Measure, print and write."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--events", type=int, default=2000)
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--runs", type=int, default=3)
+    arguments.add_argument("--write", metavar="FILE", default=RESULTS)
+    arguments.add_argument("--no-peers", action="store_true")
+    arguments.add_argument("--backlog", type=int, metavar="N", help="one more, of N events")
+    arguments.add_argument("--tiny", action="store_true", help="see that it runs, measure nothing")
     chosen = arguments.parse_args()
-    rows: dict[str, list[tuple[Measured, Measured]]] = {}
-    imports: list[float] = []
-    print(
-        f"meter-lib {__version__}, Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"{chosen.rounds} rounds of {chosen.events} events; medians"
-    )
-    for _ in range(chosen.rounds):
-        with tempfile.TemporaryDirectory(prefix="meter-lib-bench-") as folder:
-            for name, pair in Bench(folder, chosen.events).pairs():
-                rows.setdefault(name, []).append(pair)
-            imports.append(import_milliseconds())
-    print(
-        f"{'':22}{'events/s':>10}{'baseline/s':>11}{'ratio':>7}{'(min .. max)':>15}"
-        f"{'median ms':>11}{'slow ms':>9}{'baseline slow ms':>18}"
-    )
-    for name, pairs in rows.items():
-        ratios = sorted(ours.events_a_second / raw.events_a_second for ours, raw in pairs)
-        print(
-            f"{name:22}{statistics.median(ours.events_a_second for ours, _ in pairs):10,.0f}"
-            f"{statistics.median(raw.events_a_second for _, raw in pairs):11,.0f}"
-            f"{statistics.median(ratios):7.2f}{ratios[0]:8.2f} .. {ratios[-1]:.2f}"
-            f"{1000 * statistics.median(ours.median_seconds for ours, _ in pairs):10.2f}"
-            f"{1000 * statistics.median(ours.slow_seconds for ours, _ in pairs):10.2f}"
-            f"{1000 * statistics.median(raw.slow_seconds for _, raw in pairs):13.2f}"
-        )
-    print("slow: one call in a hundred takes longer; with processes, one in a thousand")
-    with tempfile.TemporaryDirectory(prefix="meter-lib-bench-") as folder:
-        bench = Bench(folder, chosen.events)
-        print_bytes(bench)
-        print_syncs(bench)
-    print(f"import meter_lib: {statistics.median(imports):.1f} ms")
+    scale = TINY if chosen.tiny else Scale()
+    if chosen.backlog:
+        scale = scale._replace(backlogs=(*scale.backlogs, chosen.backlog))
+    results = measure(scale, runs=chosen.runs, with_peers=not chosen.no_peers)
+    with open(chosen.write, "w", encoding="utf-8") as file:
+        json.dump(results, file, indent=1, sort_keys=True)
+        file.write("\n")
+    print_table(results["figures"])
+    print(f"written: {chosen.write}")
 
 
 if __name__ == "__main__":
