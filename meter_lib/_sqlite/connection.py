@@ -14,7 +14,7 @@ from meter_lib.errors import OutboxFull, OutboxUnavailable
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["connect", "transaction", "translated", "translation"]
+__all__ = ["connect", "set_mode", "transaction", "translated", "translation"]
 
 
 def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connection:
@@ -50,6 +50,16 @@ def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connecti
     ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
+
+
+def set_mode(connection: sqlite3.Connection, synchronous: str, *, checks: bool) -> tuple[str, bool]:
+    """Set how a connection syncs, and whether it holds rows against CHECK constraints.
+
+    All its statements are compiled anew. Returns what was set.
+    """
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA ignore_check_constraints = {not checks}")
+    return synchronous, checks
 
 
 @contextlib.contextmanager

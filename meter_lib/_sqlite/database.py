@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from meter_lib._sqlite.connection import transaction, translated, translation
+from meter_lib._sqlite.connection import set_mode, transaction, translated, translation
 from meter_lib._sqlite.file_lock import FairLock
 from meter_lib._sqlite.files import file_bytes, make_folder
 from meter_lib._sqlite.flusher_hold import FlusherHold
@@ -63,7 +63,7 @@ class Database(LeavingFile, ForkedFile):
         self._place: Place | None = None
         self._log_bytes = 0
         self._trust = LogTrust()
-        self._synchronous = ""
+        self._mode = "", True
         self._write_lock: FairLock | None = None
         self._is_exclusive = False
         self._reserve = Reserve(f"{self.path}.reserve", self.limits.reserve_bytes)
@@ -74,14 +74,19 @@ class Database(LeavingFile, ForkedFile):
     # -- transactions -----------------------------------------------------------------
 
     def capture(
-        self, record: Callable[[sqlite3.Connection], _T], *, log_bytes: int, pages: int
+        self,
+        record: Callable[[sqlite3.Connection], _T],
+        *,
+        log_bytes: int,
+        pages: int,
+        checks: bool = True,
     ) -> _T:
         """Run what records new events, and return its result once that is on the disk.
 
         `record` gets the connection, and commits: by one statement, or in a `transaction`.
         What it commits is synced before anybody can see it (as far as the durability asked
         for goes); what fails is undone. `log_bytes` and `pages` are what it adds to the
-        write-ahead log and to the database at most.
+        write-ahead log and to the database at most. Without `checks`, CHECKs are passed over.
         """
         with self._mutex:
             # No context managers from here on: they would take longer than all of Python's
@@ -90,7 +95,7 @@ class Database(LeavingFile, ForkedFile):
                 connection = self._locked()
                 try:
                     if self._trust.is_doubtful:
-                        self._synchronous = ""
+                        self._mode = "", True
                         self._trust.require(connection, self._write_lock, self.path)
                     if self._log_bytes + log_bytes > self.max_log_bytes:
                         self._make_room_in_log(connection, log_bytes)
@@ -98,7 +103,8 @@ class Database(LeavingFile, ForkedFile):
                     if self._pages_until_look < pages:
                         self._leave_the_reserve(connection, pages)
                     self._pages_until_look -= pages
-                    self._set_synchronous(connection, self._durable_mode)
+                    if self._mode != (self._durable_mode, checks):
+                        self._mode = set_mode(connection, self._durable_mode, checks=checks)
                     return record(connection)
                 except DAMAGE_SHOWS_AS as error:
                     self._undo(connection, error)
@@ -120,7 +126,8 @@ class Database(LeavingFile, ForkedFile):
             connection = self._locked()
             try:
                 self._make_room_in_log(connection, log_bytes)
-                self._set_synchronous(connection, "NORMAL")
+                if self._mode != ("NORMAL", True):
+                    self._mode = set_mode(connection, "NORMAL", checks=True)
                 with transaction(connection):
                     yield connection
                 self._give_space_back(connection)
@@ -151,7 +158,7 @@ class Database(LeavingFile, ForkedFile):
 
     def _undo(self, connection: sqlite3.Connection, error: BaseException) -> None:
         """Undo what failed; where the file is damaged, raise with a new one in its place."""
-        self._synchronous = ""
+        self._mode = "", True
         self._trust.undo(connection, error, self._write_lock)
         self.replace_if_damaged(connection, error)
 
@@ -220,11 +227,6 @@ class Database(LeavingFile, ForkedFile):
                 f"{self.path} is in use by the code that a signal handler has interrupted; "
                 f"nothing was recorded"
             )
-
-    def _set_synchronous(self, connection: sqlite3.Connection, mode: str) -> None:
-        if mode != self._synchronous:
-            connection.execute(f"PRAGMA synchronous = {mode}")
-            self._synchronous = mode
 
     # -- the limit --------------------------------------------------------------------
 
@@ -309,7 +311,7 @@ class Database(LeavingFile, ForkedFile):
             connection.close()
             raise
         self._connection = connection
-        self._synchronous = ""
+        self._mode = "", True
         self._pages_until_look = 0
         if self._write_lock is not None:
             self._trust.look(self._write_lock)
@@ -345,8 +347,6 @@ class Database(LeavingFile, ForkedFile):
         """Return the process id of the flusher that holds this file, or None."""
         with translated(self.path):
             return self._hold.holder()
-
-    # -- end --------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of the file and of all locks."""
