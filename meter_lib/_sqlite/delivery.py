@@ -272,9 +272,8 @@ class SqliteDelivery(SqlitePeers):
 
 def _event(row: tuple[Any, ...]) -> DueEvent:
     # SQLite knows no booleans: of the last six, all but recorded time and name are 0 or 1.
-    *given, proven, fresh, held, recorded_time, uncertain, name = row
-    flags = bool(proven), bool(fresh), bool(held), recorded_time, bool(uncertain), name
-    return DueEvent._make([*given, *flags])
+    flags = row[12] == 1, row[13] == 1, row[14] == 1, row[15], row[16] == 1, row[17]
+    return DueEvent._make(row[:12] + flags)
 
 
 def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) -> int:
@@ -284,7 +283,7 @@ def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) 
     """
     for row in rows:
         event = _event(row)
-        size = len(event.payload.encode())
+        size = _size(event.payload)
         if events and size > budget:
             return 0
         events.append(event)
@@ -294,4 +293,8 @@ def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) 
 
 def _log_bytes(events: Sequence[DueEvent]) -> int:
     """Return what a change to these events adds to the write-ahead log, at most."""
-    return sum(_SETTLE_LOG_BYTES + len(event.payload.encode()) for event in events)
+    return sum(_SETTLE_LOG_BYTES + _size(event.payload) for event in events)
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

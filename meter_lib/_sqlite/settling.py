@@ -133,16 +133,7 @@ def _refuse_alone(connection: sqlite3.Connection, event: DueEvent, customer: str
 def _deliver(connection: sqlite3.Connection, settlement: Settlement, now: int) -> None:
     if not settlement.delivered:
         return
-    gone = [
-        event
-        for event in settlement.delivered
-        # Counted only if it is still there: nobody may be counted twice. Its key says that
-        # it is this event, should another file have come to the place meanwhile.
-        if connection.execute(
-            "DELETE FROM events WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'",
-            (event.seq, event.idempotency_key),
-        ).rowcount
-    ]
+    gone = _remove(connection, settlement.delivered)
     connection.execute(
         """
         UPDATE outbox
@@ -158,6 +149,28 @@ def _deliver(connection: sqlite3.Connection, settlement: Settlement, now: int) -
     )
     _note_success(connection, now, recovers=settlement.recovers)
     forget_keys(connection, [event.seq for event in gone])
+
+
+def _remove(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> Sequence[DueEvent]:
+    """Delete these events and return those that were there: nobody may be counted twice.
+
+    The key of an event says that it is this one, should another file have come to the place.
+    """
+    rows = [(event.seq, event.idempotency_key) for event in events]
+    delete = "DELETE FROM events WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'"
+    if len(rows) > 1:
+        # As a rule all are there. All at once takes half the time, and does not tell which.
+        connection.execute("SAVEPOINT all_at_once")
+        if connection.executemany(delete, rows).rowcount == len(rows):
+            connection.execute("RELEASE all_at_once")
+            return events
+        connection.execute("ROLLBACK TO all_at_once")
+        connection.execute("RELEASE all_at_once")
+    return [
+        event
+        for event, row in zip(events, rows, strict=True)
+        if connection.execute(delete, row).rowcount
+    ]
 
 
 def _note_success(connection: sqlite3.Connection, now: int, *, recovers: bool) -> None:

@@ -1177,7 +1177,7 @@ def test_every_statement_finds_its_rows_by_an_index(
 def test_rows_are_held_against_their_constraints_again_after_a_post(
     opened: Callable[..., SqliteOutbox],
 ) -> None:
-    """A post passes the CHECKs over, which cost it more than all else; whatever follows does not."""
+    """A post passes over the CHECKs, which cost it more than all else; what follows does not."""
     outbox = opened()
     outbox.append([use()], now=NOON)
     with pytest.raises(OutboxUnavailable, match="known_state"), outbox._database.write() as sql:

@@ -96,8 +96,9 @@ class Window:
         for event in new:
             if event.fresh and event.stream_id in self._passed_over:
                 continue
-            if not waits(event) or waiting < self._most // 2:
-                waiting += waits(event)
+            has_to_wait = waits(event)
+            if not has_to_wait or waiting < self._most // 2:
+                waiting += has_to_wait
                 self._add(event)
             elif event.fresh:
                 self._pass_over(event)

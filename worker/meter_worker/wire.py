@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import json.encoder
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ __all__ = ["BODY_OVERHEAD_BYTES", "header_text", "record_text", "request_body", 
 
 BODY_OVERHEAD_BYTES = len(b'{"records":[]}')
 
+# The function behind json.dumps(text), without its preparations: a third of the time of a record.
+_quoted = json.encoder.encode_basestring_ascii
 _PLAIN_ASCII = "".join(chr(code) for code in range(0x20, 0x7F))
 
 
@@ -35,7 +38,7 @@ def record_text(event: DueEvent, *, outbox_id: str, customer_id: str) -> str:
     return (
         f'{{"key":{_stream_key(event.tenant_id, event.device_id, event.meter_id)},'
         f'"value":{{"customer_id":{customer_id},'
-        f'"idempotency_key":{json.dumps(event.idempotency_key)},'
+        f'"idempotency_key":{_quoted(event.idempotency_key)},'
         f'"event_time":{event.event_time},{clock}"outbox_id":"{outbox_id}","seq":{event.seq},'
         f"{event.payload[1:]}}}"
     )
