@@ -51,11 +51,12 @@ class Scale(NamedTuple):
     backlogs: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     round_trips: tuple[int, ...] = (1, 5, 20, 50, 100, 200)
     slow_disks: tuple[int, ...] = (2, 10, 30)
+    slow_threads: tuple[int, ...] = (1, 8, 64)
     idle_seconds: float = 10.0
 
 
 # Enough to see that all of it runs.
-TINY = Scale(0.02, 1, (1, 2), (2,), 1000, 1000, (1000,), (1,), (2,), 0.2)
+TINY = Scale(0.01, 1, (1,), (2,), 1000, 100, (1000,), (1,), (2,), (1,), 0.1)
 
 
 class Step(NamedTuple):
@@ -63,8 +64,6 @@ class Step(NamedTuple):
 
     name: str
     arguments: dict[str, Any]  # Any: each probe has its own
-    once: bool = False
-    """In the first run only: it takes long, or hardly varies."""
     slow_ms: int = 0
     """How much longer each sync takes."""
 
@@ -86,23 +85,27 @@ def steps(scale: Scale) -> Iterator[Step]:
     yield Step("drain", {"delay_ms": 20, "events": scale.events, "turns": 2})
     for events in scale.backlogs:
         yield Step("backlog", {"events": events, **turns})
-    yield Step("wire", {"events": scale.events}, once=True)
+
+
+def long_steps(scale: Scale) -> Iterator[Step]:
+    """Yield what is done in the first run only: it takes long, or hardly varies."""
+    yield Step("wire", {"events": scale.events})
     yield Step(
         "worker",
         {"events": scale.drained, "idle_seconds": scale.idle_seconds, "posts": 10},
-        once=True,
     )
     for delay in scale.round_trips:
         for in_flight in (1, 4):
             devices = {"devices": 2 * in_flight, "in_flight": in_flight}
             size = {"delay_ms": delay, "events": scale.events // 2, "turns": 1}
             if (delay, in_flight) != (20, 1):
-                yield Step("drain", {**size, **devices}, once=True)
+                yield Step("drain", {**size, **devices})
     slow = {"seconds": 3 * scale.seconds, "turns": max(1, scale.turns // 3)}
     for milliseconds in scale.slow_disks:
-        for threads in (1, 8, 64):
-            yield Step("post", {"threads": threads, **slow}, once=True, slow_ms=milliseconds)
-        yield Step("processes", {"count": 4, **slow}, once=True, slow_ms=milliseconds)
+        for threads in scale.slow_threads:
+            yield Step("post", {"threads": threads, **slow}, slow_ms=milliseconds)
+        for count in scale.processes[-1:]:
+            yield Step("processes", {"count": count, **slow}, slow_ms=milliseconds)
 
 
 def measure(scale: Scale, *, runs: int, with_peers: bool) -> dict[str, Any]:
@@ -115,9 +118,7 @@ def measure(scale: Scale, *, runs: int, with_peers: bool) -> dict[str, Any]:
         python, peers = installed_peers(PEERS_ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="meter-lib-bench-") as folder:
         for run in range(runs):
-            for step in steps(scale):
-                if step.once and run:
-                    continue
+            for step in (*steps(scale), *(() if run else long_steps(scale))):
                 found = _step(step, folder)
                 if not found:
                     skipped.append(f"{step.name} {step.arguments}: a tool it needs is missing")
@@ -162,10 +163,11 @@ def _step(step: Step, folder: str) -> Figures:
 
 def _keep(found: Figures, figures: dict[str, list[float]], curves: dict[str, list[float]]) -> None:
     for name, value in found.items():
-        if isinstance(value, list):
+        if name.endswith(".curve_ms") and isinstance(value, list):
             curves[name] = value
         else:
-            figures.setdefault(name, []).append(value)
+            found_now = value if isinstance(value, list) else [value]
+            figures.setdefault(name, []).extend(found_now)
 
 
 def _machine() -> str:
@@ -217,11 +219,14 @@ def main() -> None:
     arguments.add_argument("--write", metavar="FILE", default=RESULTS)
     arguments.add_argument("--no-peers", action="store_true")
     arguments.add_argument("--backlog", type=int, metavar="N", help="one more, of N events")
+    arguments.add_argument("--drained", type=int, metavar="N", help="of a worker, 1 M otherwise")
     arguments.add_argument("--tiny", action="store_true", help="see that it runs, measure nothing")
     chosen = arguments.parse_args()
     scale = TINY if chosen.tiny else Scale()
     if chosen.backlog:
         scale = scale._replace(backlogs=(*scale.backlogs, chosen.backlog))
+    if chosen.drained:
+        scale = scale._replace(drained=chosen.drained)
     results = measure(scale, runs=chosen.runs, with_peers=not chosen.no_peers)
     with open(chosen.write, "w", encoding="utf-8") as file:
         json.dump(results, file, indent=1, sort_keys=True)

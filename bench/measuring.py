@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Figures", "Slice", "compared", "percentile", "percentiles", "timed_slice"]
 
 Figures: TypeAlias = "dict[str, float | list[float]]"
-"""What a probe found, by name."""
+"""What a probe found, by name; where it took turns, the value of each turn."""
 
 # Where the curve of latencies is read off.
 PERCENTILES = (1, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9)
@@ -60,7 +59,7 @@ def timed_slice(act: Callable[[], object], *, seconds: float, threads: int = 1) 
 def compared(
     ours: Callable[[], Slice], raw: Callable[[], Slice], *, turns: int, name: str
 ) -> Figures:
-    """Let both take turns; return rates, the median of the ratios turn by turn, latencies.
+    """Let both take turns; return the rates and their ratio turn by turn, and the latencies.
 
     A disk and a machine that are shared drift by a factor within minutes; the ratio of two
     measurements that take turns does not.
@@ -71,9 +70,9 @@ def compared(
     mine = sorted(latency for one, _ in pairs for latency in one.latencies)
     theirs = sorted(latency for _, other in pairs for latency in other.latencies)
     figures: Figures = {
-        f"{name}.ours": statistics.median(rate for rate, _ in rates),
-        f"{name}.raw": statistics.median(rate for _, rate in rates),
-        f"{name}.ratio": statistics.median(rate / other for rate, other in rates),
+        f"{name}.ours": [rate for rate, _ in rates],
+        f"{name}.raw": [rate for _, rate in rates],
+        f"{name}.ratio": [rate / other for rate, other in rates],
     }
     for whose, latencies in (("ours", mine), ("raw", theirs)):
         if latencies:

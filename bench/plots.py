@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from measuring import PERCENTILES
 from report import BYTES, PLOTS, medians, numbers
+from rows import middle_half
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,8 +73,9 @@ def _line(
     places = [place for place in at if pattern.format(place) in figures]
     names = [pattern.format(place) for place in places]
     middle = medians(figures, names)
-    below = [one - min(figures[name]) for one, name in zip(middle, names, strict=True)]
-    above = [max(figures[name]) - one for one, name in zip(middle, names, strict=True)]
+    ranges = [middle_half(figures[name]) for name in names]
+    below = [one - low for one, (low, _) in zip(middle, ranges, strict=True)]
+    above = [high - one for one, (_, high) in zip(middle, ranges, strict=True)]
     axes.errorbar(
         places, middle, yerr=(below, above), label=label, color=colour, marker="o", capsize=3
     )

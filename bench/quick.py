@@ -97,6 +97,11 @@ def _tree(root: str, folder: str) -> dict[str, str]:
     }
 
 
+def _found(watched: Watched, tree: dict[str, str]) -> float:
+    found = probe(watched.probe, watched.arguments, environment=tree)[watched.figure]
+    return statistics.median(found if isinstance(found, list) else [found])
+
+
 def paired(base: str, folder: str, seconds: float) -> list[list[tuple[float, float]]]:
     """Return pairs of what is found in this tree and in the one at `base`, for each figure.
 
@@ -109,11 +114,8 @@ def paired(base: str, folder: str, seconds: float) -> list[list[tuple[float, flo
         for watched, pairs in zip(WATCHED, found, strict=True):
             if pairs and (watched.is_exact or time.monotonic() > end):
                 continue
-            ours, theirs = (
-                probe(watched.probe, watched.arguments, environment=tree)[watched.figure]
-                for tree in trees
-            )
-            pairs.append((float(str(ours)), float(str(theirs))))
+            ours, theirs = (_found(watched, tree) for tree in trees)
+            pairs.append((ours, theirs))
     return found
 
 

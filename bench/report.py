@@ -68,10 +68,11 @@ def _circumstances(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"Versions: {versions}."
     yield ""
     yield (
-        f"Each figure is the median of {results['runs']} runs, with the lowest and the highest; "
-        f"in a run, ours and the baseline take {results['turns']} turns in one process. A machine "
-        f"that is shared drifts by a factor within minutes, so the ratios are worth more than the "
-        f"rates. *Raw* is Python's `sqlite3` with ready bytes of the same size: WAL, pages of "
+        f"Of {results['runs']} run(s); in a run, ours and the baseline take turns in one process, "
+        f"{results['turns']} times as a rule. A figure is the median of all turns, with the range "
+        f"of the middle half of them (of fewer than five: of all), where there were turns. A "
+        f"machine that is shared drifts by a factor within minutes, so the ratios are worth more "
+        f"than the rates. *Raw* is Python's `sqlite3` with ready bytes of the same size: WAL, pages of "
         f"1 KiB, one INSERT a commit at `synchronous=FULL`; for delivery, `http.client` sending "
         f"ready bodies. `make bench` measures it anew."
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ROWS", "Row", "shown", "spread"]
+__all__ = ["ROWS", "Row", "middle_half", "shown", "spread"]
 
 
 class Row(NamedTuple):
@@ -86,8 +86,17 @@ def shown(value: float) -> str:
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """Return median, lowest and highest in words."""
+    """Return in words the median, and between which the middle half lies, or all of a few."""
     middle = f"{shown(statistics.median(values))}{unit}"
     if len(values) == 1:
-        return f"{middle} (one run)"
-    return f"{middle} ({shown(min(values))} … {shown(max(values))})"
+        return middle
+    low, high = middle_half(values)
+    return f"{middle} ({shown(low)} … {shown(high)})"
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """Return between which the middle half lies; of fewer than five, all."""
+    if len(values) < 5:
+        return min(values), max(values)
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +21,9 @@ def test_every_probe_of_the_benchmark_runs(tmp_path: Path) -> None:
     """`make bench` measures each target; with tiny sizes here, to see that it does not rot."""
     results = tmp_path / "results.json"
     table = run("bench.py", "--tiny", "--runs", "1", "--no-peers", "--write", str(results))
-    figures = json.loads(results.read_text(encoding="utf-8"))["figures"]
-    # These are of sizes that take a while.
-    large = {"post.8", "post.64", "processes.4", "backlog.1000000"}
     unmeasured = {line[:4].strip() for line in table.splitlines() if "not measured" in line}
-    assert unmeasured <= {"S2", "S3", "S4", "S7", "S9"}, table
-    assert not [name for name in figures if name.startswith(tuple(large))]
+    # Those of many threads, processes and events; and where there is no strace, S9.
+    assert unmeasured - {"S9"} == {"S2", "S3", "S4", "S7"}, table
     page = run("report.py", "--text-only", "--from", str(results))
     assert all(f"| S{number} |" in page for number in range(1, 15))
 

@@ -1183,3 +1183,16 @@ def test_rows_are_held_against_their_constraints_again_after_a_post(
     with pytest.raises(OutboxUnavailable, match="known_state"), outbox._database.write() as sql:
         sql.execute("UPDATE events SET state = 'lost'")
     assert len(due(outbox)) == 1
+
+
+def test_an_event_that_is_gone_already_is_not_counted_among_those_settled_with_it(
+    opened: Callable[..., SqliteOutbox],
+) -> None:
+    """Settled in one call, each event that was still there counts once, and no other."""
+    outbox = opened()
+    outbox.append([use(), use(), use()], now=NOON)
+    events = due(outbox)
+    outbox.settle(Settlement(delivered=events[1:2]), now=NOON)
+    outbox.settle(Settlement(delivered=events), now=NOON)
+    status = outbox.status()
+    assert (status.delivered, status.pending, due(outbox)) == (3, 0, [])
