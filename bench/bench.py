@@ -1,6 +1,6 @@
 """Measures all that the project has targets for, each beside its baseline in the same process.
 
-    python bench/bench.py [--runs N] [--write FILE] [--no-peers] [--backlog N] [--tiny]
+    python bench/bench.py [--runs N] [--write FILE] [--no-peers] [--backlog N] [--brief | --tiny]
 
 Prints a table and writes the figures of all runs as JSON, for `report.py`. Scratch files go to
 $TMPDIR, which must be on the disk that is meant, never on tmpfs.
@@ -55,6 +55,10 @@ class Scale(NamedTuple):
     idle_seconds: float = 10.0
 
 
+# Half an hour less where many others use the machine.
+BRIEF = Scale(
+    0.12, 5, (1, 8, 64), (4,), 10_000, 200_000, (1_000, 1_000_000), (5, 50, 200), idle_seconds=5.0
+)
 # Enough to see that all of it runs.
 TINY = Scale(0.01, 1, (1,), (2,), 1000, 100, (1000,), (1,), (2,), (1,), 0.1)
 
@@ -108,31 +112,13 @@ def long_steps(scale: Scale) -> Iterator[Step]:
             yield Step("processes", {"count": count, **slow}, slow_ms=milliseconds)
 
 
-def measure(scale: Scale, *, runs: int, with_peers: bool) -> dict[str, Any]:
-    """Return the figures of all runs, and where and when they were found."""
-    figures: dict[str, list[float]] = {}
-    curves: dict[str, list[float]] = {}
-    skipped: list[str] = []
-    python, peers = sys.executable, dict[str, str]()
-    if with_peers:
-        python, peers = installed_peers(PEERS_ENVIRONMENT)
-    with tempfile.TemporaryDirectory(prefix="meter-lib-bench-") as folder:
-        for run in range(runs):
-            for step in (*steps(scale), *(() if run else long_steps(scale))):
-                found = _step(step, folder)
-                if not found:
-                    skipped.append(f"{step.name} {step.arguments}: a tool it needs is missing")
-                _keep(found, figures, curves)
-            for name in peers:
-                for threads in (1, 8):
-                    found = probe(
-                        name,
-                        {"threads": threads, "seconds": scale.seconds, "turns": scale.turns},
-                        python=python,
-                        script=peers_script,
-                    )
-                    _keep(found, figures, curves)
-    return {
+def measure(scale: Scale, *, runs: int, with_peers: bool, path: str) -> dict[str, Any]:
+    """Return the figures of all runs, and where and when they were found; write them as they come.
+
+    Whoever interrupts it keeps what was measured so far.
+    """
+    python, peers = installed_peers(PEERS_ENVIRONMENT) if with_peers else (sys.executable, {})
+    results = {
         "machine": _machine(),
         "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
         "versions": {
@@ -144,10 +130,36 @@ def measure(scale: Scale, *, runs: int, with_peers: bool) -> dict[str, Any]:
         },
         "runs": runs,
         "turns": scale.turns,
-        "skipped": sorted(set(skipped)),
-        "figures": figures,
-        "curves": curves,
+        "load": [],
+        "skipped": [],
+        "figures": {},
+        "curves": {},
     }
+    turns = {"seconds": scale.seconds, "turns": scale.turns}
+    with tempfile.TemporaryDirectory(prefix="meter-lib-bench-") as folder:
+        for run in range(runs):
+            for step in (*steps(scale), *(() if run else long_steps(scale))):
+                found = _step(step, folder)
+                if not found:
+                    missing = f"{step.name} {step.arguments}: a tool it needs is missing"
+                    results["skipped"].append(missing)
+                _keep(found, results)
+                _write(results, path)
+            for name, threads in ((name, threads) for name in peers for threads in (1, 8)):
+                arguments = {"threads": threads, **turns}
+                try:
+                    _keep(probe(name, arguments, python=python, script=peers_script), results)
+                except subprocess.CalledProcessError:
+                    results["skipped"].append(f"{name} with {threads} threads: it fails")
+                _write(results, path)
+    return results
+
+
+def _write(results: dict[str, Any], path: str) -> None:
+    results["load"].append(os.getloadavg()[0])
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(results, file, indent=1, sort_keys=True)
+        file.write("\n")
 
 
 def _step(step: Step, folder: str) -> Figures:
@@ -161,13 +173,13 @@ def _step(step: Step, folder: str) -> Figures:
     return {f"slow_{step.slow_ms}.{name}": value for name, value in found.items()}
 
 
-def _keep(found: Figures, figures: dict[str, list[float]], curves: dict[str, list[float]]) -> None:
+def _keep(found: Figures, results: dict[str, Any]) -> None:
     for name, value in found.items():
         if name.endswith(".curve_ms") and isinstance(value, list):
-            curves[name] = value
+            results["curves"][name] = value
         else:
             found_now = value if isinstance(value, list) else [value]
-            figures.setdefault(name, []).extend(found_now)
+            results["figures"].setdefault(name, []).extend(found_now)
 
 
 def _machine() -> str:
@@ -219,18 +231,13 @@ def main() -> None:
     arguments.add_argument("--write", metavar="FILE", default=RESULTS)
     arguments.add_argument("--no-peers", action="store_true")
     arguments.add_argument("--backlog", type=int, metavar="N", help="one more, of N events")
-    arguments.add_argument("--drained", type=int, metavar="N", help="of a worker, 1 M otherwise")
+    arguments.add_argument("--brief", action="store_true", help="fewer turns and sizes")
     arguments.add_argument("--tiny", action="store_true", help="see that it runs, measure nothing")
     chosen = arguments.parse_args()
-    scale = TINY if chosen.tiny else Scale()
+    scale = TINY if chosen.tiny else BRIEF if chosen.brief else Scale()
     if chosen.backlog:
         scale = scale._replace(backlogs=(*scale.backlogs, chosen.backlog))
-    if chosen.drained:
-        scale = scale._replace(drained=chosen.drained)
-    results = measure(scale, runs=chosen.runs, with_peers=not chosen.no_peers)
-    with open(chosen.write, "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=1, sort_keys=True)
-        file.write("\n")
+    results = measure(scale, runs=chosen.runs, with_peers=not chosen.no_peers, path=chosen.write)
     print_table(results["figures"])
     print(f"written: {chosen.write}")
 

@@ -8,6 +8,7 @@ settings allow; what does not sync before `put` returns is marked, and is no pee
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -99,24 +100,34 @@ def installed_peers(folder: str) -> tuple[str, dict[str, str]]:
         venv.create(folder, with_pip=True)
     versions: dict[str, str] = {}
     for name, peer in PEERS.items():
-        try:
+        version = _version(python, peer)
+        if version is None:
             pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run(
-                [*pip, peer.distribution],
-                check=True,
-                timeout=_INSTALL_TIMEOUT_SECONDS,
-                capture_output=True,
-            )
-            version = f"import importlib.metadata as m; print(m.version({peer.distribution!r}))"
-            probe = f"import {peer.module}; {version}"
-            shown = subprocess.run(
-                [python, "-c", probe], check=True, capture_output=True, text=True
-            )
-        except (subprocess.SubprocessError, OSError):
+            with contextlib.suppress(subprocess.SubprocessError):
+                subprocess.run(
+                    [*pip, peer.distribution],
+                    check=True,
+                    timeout=_INSTALL_TIMEOUT_SECONDS,
+                    capture_output=True,
+                )
+            version = _version(python, peer)
+        if version is None:
             print(f"{name} does not install here: skipped", file=sys.stderr)
         else:
-            versions[name] = shown.stdout.strip()
+            versions[name] = version
     return python, versions
+
+
+def _version(python: str, peer: Peer) -> str | None:
+    """Return the version of the peer that can be imported there, or None."""
+    shown = f"import importlib.metadata as m; print(m.version({peer.distribution!r}))"
+    ran = subprocess.run(
+        [python, "-c", f"import {peer.module}; {shown}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return ran.stdout.strip() if ran.returncode == 0 else None
 
 
 def main() -> None:

@@ -66,15 +66,16 @@ def _circumstances(results: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     yield f"Measured {results['date']} on {results['machine']}."
     yield f"Versions: {versions}."
+    yield f"Load average meanwhile: {spread(results['load'])}; the machine has other work to do."
     yield ""
     yield (
         f"Of {results['runs']} run(s); in a run, ours and the baseline take turns in one process, "
         f"{results['turns']} times as a rule. A figure is the median of all turns, with the range "
         f"of the middle half of them (of fewer than five: of all), where there were turns. A "
         f"machine that is shared drifts by a factor within minutes, so the ratios are worth more "
-        f"than the rates. *Raw* is Python's `sqlite3` with ready bytes of the same size: WAL, pages of "
-        f"1 KiB, one INSERT a commit at `synchronous=FULL`; for delivery, `http.client` sending "
-        f"ready bodies. `make bench` measures it anew."
+        f"than the rates. *Raw* is Python's `sqlite3` with ready bytes of the same size: WAL, "
+        f"pages of 1 KiB, one INSERT a commit at `synchronous=FULL`; for delivery, `http.client` "
+        f"sending ready bodies. `make bench` measures it anew."
     )
     for skipped in results["skipped"]:
         yield f"- left out: {skipped}"
