@@ -78,6 +78,7 @@ def drain(
     name = f"drain.{delay_ms:g}" + (f".in_flight_{in_flight}" if in_flight > 1 else "")
     with Sink(delay_ms) as sink:
         post = raw_poster(sink.port, records=500)
+        cpu_us: list[float] = []
         settings = Settings(
             outbox=os.path.join(folder, "outbox.db"),
             stream_url=sink.url,
@@ -88,10 +89,11 @@ def drain(
         def ours() -> Slice:
             fill(settings, events, devices)
             before, *_ = sink.stats()
-            begun = time.time()
+            begun, cpu_before = time.time(), time.process_time()
             with BackgroundFlusher(settings=settings) as flusher:
                 if not flusher.flush(timeout=_DRAIN_TIMEOUT_SECONDS):
                     raise SystemExit("the drain did not end")
+            cpu_us.append(1e6 * (time.process_time() - cpu_before) / events)
             after, _, _, last_at = sink.stats()
             if after - before != events:
                 raise SystemExit(f"{after - before} events arrived instead of {events}")
@@ -102,7 +104,10 @@ def drain(
             one = timed_slice(post, seconds=0.3)
             return one._replace(count=500 * one.count, latencies=[])
 
-        return compared(ours, theirs, turns=turns, name=name)
+        return {
+            **compared(ours, theirs, turns=turns, name=name),
+            f"{name}.cpu_us": cpu_us,
+        }
 
 
 def wire(folder: str, *, events: int) -> Figures:

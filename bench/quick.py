@@ -52,12 +52,13 @@ WATCHED = (
         {"batch": 100, "events": 4000, "turns": 3},
     ),
     Watched(
-        "drain over loopback, /s",
-        "drain.0.ours",
+        "drain over loopback, us of CPU an event",
+        "drain.0.cpu_us",
         "drain",
         {"delay_ms": 0, "events": 5000, "turns": 1},
+        more_is_better=False,
     ),
-    Watched("import, ms", "weight.import_ms", "weight", {"runs": 2}, more_is_better=False),
+    Watched("import, ms of CPU", "weight.import_ms", "weight", {"runs": 2}, more_is_better=False),
     Watched(
         "bytes per lone post",
         "bytes.lone",
@@ -82,7 +83,7 @@ def verdict(watched: Watched, pairs: list[tuple[float, float]]) -> str:
     ours = statistics.median(one for one, _ in pairs)
     theirs = statistics.median(other for _, other in pairs)
     return (
-        f"{watched.what:36}{shown(ours):>10}{shown(theirs):>10}{change:+8.1%}"
+        f"{watched.what:40}{shown(ours):>10}{shown(theirs):>10}{change:+8.1%}"
         f"  ({min(ratios) - 1:+.1%} … {max(ratios) - 1:+.1%})  {words}"
     )
 
@@ -133,7 +134,7 @@ def main() -> None:
         worktree = [git, "-C", _ROOT, "worktree"]
         subprocess.run([*worktree, "add", "--quiet", "--detach", base, chosen.against], check=True)
         try:
-            print(f"{'':36}{'this tree':>10}{chosen.against[:9]:>10}")
+            print(f"{'':40}{'this tree':>10}{chosen.against[:9]:>10}")
             found = paired(base, folder, chosen.seconds)
             for watched, pairs in zip(WATCHED, found, strict=True):
                 print(verdict(watched, pairs), flush=True)

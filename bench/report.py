@@ -174,10 +174,17 @@ def _round_trip(figures: Mapping[str, Sequence[float]]) -> Iterator[str]:
             f"drain.{count}.ours",
             f"drain.{count}.in_flight_4.ours",
             f"drain.{count}.raw",
+            f"drain.{count}.cpu_us",
         )
         for count in numbers(figures, "drain.", ".ours")
     ]
-    head = ("server takes", "1 in flight, /s", "4 in flight, /s", "raw, 1 in flight, /s")
+    head = (
+        "server takes",
+        "1 in flight, /s",
+        "4 in flight, /s",
+        "raw, 1 in flight, /s",
+        "our CPU, µs an event",
+    )
     return _table(figures, head, rows)
 
 
