@@ -49,7 +49,11 @@ async def in_thread(call: Callable[[], T]) -> T:
         return future.result()
     error = future.exception()
     if error is not None:
-        _logger.error("a task was cancelled and cannot be told: %s", error)
+        _logger.error(
+            "a task was cancelled and cannot be told: %s",
+            error,
+            extra={"event": "usage_not_recorded", "detail": str(error)},
+        )
     raise cancellation
 
 
