@@ -30,7 +30,8 @@ __all__ = ["MeterClient"]
 class MeterClient:
     """Records usage events in an outbox. Thread-safe; any number of processes may share one.
 
-    `outbox` is the path of the outbox file and wins over `settings.outbox`; with
+    `outbox` is the path of the outbox file, or the URL of a PostgreSQL database, and wins over
+    `settings.outbox`; with
     neither, the settings come from the environment. Nothing is opened before the
     first post. Raises `InvalidSetting`, and `OutboxUnavailable` for a path on a network
     file system.
@@ -59,6 +60,7 @@ class MeterClient:
         timestamp: int | None = None,
         metadata: Mapping[str, str | bool | int | float] | None = None,
         idempotency_key: str | None = None,
+        connection: object = None,
     ) -> Receipt:
         """Record one event and return its receipt; on return it is on the disk.
 
@@ -68,6 +70,10 @@ class MeterClient:
         argument, `KeyConflict` for a known key with other content, and
         `OutboxUnavailable` where the outbox cannot take it; after each of these the
         event is not in the outbox, neither now nor later.
+
+        With `connection`, a `psycopg.Connection` to the server that the outbox is on, the
+        event is recorded in the transaction that is open there: the receipt holds once the
+        caller commits, and not before. Where this raises, that transaction can go on.
         """
         event = usage_event(
             tenant_id,
@@ -80,6 +86,8 @@ class MeterClient:
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
+        if connection is not None:
+            return self._append_within(connection, event)
         return self._append([event])[0]
 
     def post_many(self, events: Iterable[Mapping[str, object]]) -> list[Receipt]:
@@ -206,6 +214,11 @@ class MeterClient:
         """Return what records these events, as having happened now, whenever it is called."""
         now, uptime = self._clock.now(), self._clock.uptime()
         return lambda: self._append_at(events, now, uptime)
+
+    def _append_within(self, connection: object, event: UsageEvent) -> Receipt:
+        [receipt] = self._outbox.append_within(connection, [event], now=self._clock.now())
+        warn_once_if_unknown(event.meter_id)
+        return receipt
 
     def _append_at(self, events: list[UsageEvent], now: int, uptime: Uptime) -> list[Receipt]:
         receipts = self._outbox.append(events, now=now, uptime=uptime)

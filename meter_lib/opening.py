@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite import SqliteOutbox
+from meter_lib.errors import InvalidSetting, OutboxUnavailable
 from meter_lib.file_systems import refuse_network
+from meter_lib.setting_values import is_server_url
 
 if TYPE_CHECKING:
     from meter_lib.moving import Arriving, Leaving
@@ -16,12 +18,15 @@ __all__ = ["open_arriving", "open_leaving", "open_outbox"]
 
 
 def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
-    """Return the outbox that the settings name; its file is opened, or made, on first use.
+    """Return the outbox that the settings name; it is opened, or made, on first use.
 
     With `read_only` nothing is made or changed, and what is not there raises
     `OutboxMissing` on first use. Raises `OutboxUnavailable` at once for a file on a network
-    file system, unless it is only read or the settings allow it.
+    file system, unless it is only read or the settings allow it, and `InvalidSetting` for a
+    server where that cannot be.
     """
+    if is_server_url(settings.outbox):
+        return _on_server(settings, read_only=read_only)
     if not (read_only or settings.allow_network_fs):
         refuse_network(settings.outbox)
     return SqliteOutbox(
@@ -37,6 +42,7 @@ def open_leaving(settings: Settings) -> Leaving:
     """Return the store that the outbox of these settings moves from; it is opened on first use."""
     from meter_lib._sqlite.leaving import SqliteLeaving  # noqa: PLC0415  # hardly ever needed
 
+    _refuse_server(settings)
     return SqliteLeaving(settings.outbox, max_bytes=settings.max_bytes)
 
 
@@ -47,6 +53,39 @@ def open_arriving(settings: Settings) -> Arriving:
     """
     from meter_lib._sqlite.arriving import SqliteArriving  # noqa: PLC0415  # as above
 
+    _refuse_server(settings)
     if not settings.allow_network_fs:
         refuse_network(settings.outbox)
     return SqliteArriving(settings.outbox, max_bytes=settings.max_bytes)
+
+
+def _refuse_server(settings: Settings) -> None:
+    if is_server_url(settings.outbox):
+        raise OutboxUnavailable(
+            f"{settings.shown('outbox')} is on a server: only an outbox in a file is moved, to"
+            " another file"
+        )
+
+
+def _on_server(settings: Settings, *, read_only: bool) -> Outbox:
+    try:
+        # Of an extra, and whoever records in a file need not wait for it.
+        from meter_lib._postgres import PostgresOutbox  # noqa: PLC0415  # see above
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "psycopg":
+            raise
+        raise InvalidSetting(
+            "METER_OUTBOX (outbox) names a PostgreSQL server, which needs the extra 'postgres':"
+            " pip install 'meter-lib[postgres]'"
+        ) from error
+    if settings.when_full != "refuse":
+        raise InvalidSetting(
+            f"METER_WHEN_FULL (when_full) is {settings.when_full!r}: with an outbox on a"
+            " PostgreSQL server it must be refuse"
+        )
+    return PostgresOutbox(
+        settings.outbox,
+        max_bytes=settings.max_bytes,
+        durability=settings.durability,
+        read_only=read_only,
+    )

@@ -11,17 +11,17 @@ has changed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from meter_lib.letters import DeadLetter, ImportedLetter, PendingEvent, Selector
 from meter_lib.peers import Account, Link
+from meter_lib.recording import Receipt, Recorder
 from meter_lib.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from meter_lib.clock import ClockReading, Uptime
-    from meter_lib.usage import UsageEvent
 
 __all__ = [
     "Account",
@@ -42,32 +42,6 @@ __all__ = [
     "Settlement",
     "Unanswered",
 ]
-
-
-class Receipt(TypedDict):
-    """What a poster gets once its event is durable."""
-
-    status: str
-    """`queued`, or `duplicate` where the caller's own key was known with the same content."""
-    idempotency_key: str
-    event_time: int
-
-
-class Recorder(Protocol):
-    """The part that takes events in."""
-
-    def append(
-        self, events: Sequence[UsageEvent], *, now: int, uptime: Uptime | None = None
-    ) -> list[Receipt]:
-        """Record all of `events` or none, in their order, and return a receipt for each.
-
-        On return they are durable: synced to the disk, as the durability asked for
-        has it. `now` becomes the event time of those that name none; with the `uptime` of
-        the same moment, it can be corrected as long as the boot lasts, should the clock
-        turn out to be wrong. Raises `KeyConflict` where a caller's key is known with other
-        content, and `OutboxFull` at the limit.
-        """
-        ...
 
 
 class DueEvent(NamedTuple):
@@ -165,14 +139,31 @@ class Delivery(Protocol):
         ...
 
     def accepted(self) -> int:
-        """Return how many events were ever accepted, which is the seq of the latest."""
+        """Return the seq of the latest event; none that is recorded from now on has it."""
         ...
 
     def try_hold(self) -> bool:
         """Become the one flusher of this outbox, or return False where another is.
 
         The hold ends with `release`, `close`, or the death of the process; no clock
-        is involved.
+        is involved. Where a store has room for several flushers, each holds a share of the
+        streams, and the rest of this part shows it those only.
+        """
+        ...
+
+    def keeps_hold(self) -> bool:
+        """Return whether what was held by `try_hold` still is, and is to be.
+
+        False where it was lost, or others have come or gone so that it is to be shared out
+        anew: then nothing more is to be begun, and `try_hold` called again by a flusher that
+        knows nothing.
+        """
+        ...
+
+    def call_when_posted(self, wake: Callable[[], None]) -> None:
+        """Let `wake` be called, in any thread, soon after events are recorded, until `release`.
+
+        A store that cannot tell does nothing: whoever delivers looks for itself now and then.
         """
         ...
 
@@ -316,6 +307,8 @@ class OutboxStatus(NamedTuple):
     copied_at: int | None = None
     dead_lettered: int = 0
     """Events that ever became dead letters, those replayed or removed since included."""
+    workers: int | None = None
+    """How many flushers hold a share of it, where several can."""
 
 
 class Operations(Protocol):

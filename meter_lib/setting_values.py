@@ -22,6 +22,7 @@ __all__ = [
     "absolute",
     "file_path",
     "flag",
+    "is_server_url",
     "log_level",
     "memory",
     "number",
@@ -180,16 +181,23 @@ def file_path(value: object) -> str:
 
 
 def outbox_path(value: object) -> str:
-    """The path of an outbox file, as given."""
+    """The path of an outbox file, or the URL of a PostgreSQL database, as given."""
     if isinstance(value, str):
-        if value.startswith(("postgresql:", "postgres:")):
-            raise ValueError("the path of a file: this version has no PostgreSQL outbox")
-        if "://" in value or value.startswith((":memory:", "file:")):
-            raise ValueError("the path of a file")
+        if is_server_url(value):
+            if _has_control_characters(value) or " " in value:
+                raise ValueError("a URL without blanks and control characters")
+            return str.__str__(value)
+        if "://" in value or value.startswith((":memory:", "file:", "postgres:", "postgresql:")):
+            raise ValueError("the path of a file, or a URL that begins with postgresql://")
     path = file_path(value)
     if os.path.isdir(path):
         raise ValueError("the path of a file, not of a folder")
     return path
+
+
+def is_server_url(value: str) -> bool:
+    """Whether it names a database on a PostgreSQL server, as libpq understands it."""
+    return value.startswith(("postgresql://", "postgres://"))
 
 
 def sink(value: object) -> str:
@@ -216,7 +224,9 @@ def _has_control_characters(text: str) -> bool:
 
 
 def absolute(path: str, environ: Mapping[str, str]) -> str:
-    """The same file, whatever the working directory will be."""
+    """The same file, whatever the working directory will be; a URL is the same anyway."""
+    if is_server_url(path):
+        return path
     if path == "~" or path.startswith("~/"):
         path = _home(environ) + path[1:]
     elif path.startswith("~"):

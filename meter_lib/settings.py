@@ -106,7 +106,9 @@ class Settings:
     "argument", or the path of a file. `strays` tells of names that look like settings and are none.
     """
 
-    outbox = Setting(outbox_path, "", "file of the outbox", is_file=True)
+    outbox = Setting(
+        outbox_path, "", "file of the outbox, or URL of a PostgreSQL database", is_file=True
+    )
     stream_url = Setting(url, "https://stream.app.litewave.ai", "base URL of the events API")
     topic = Setting(topic, "usage-events", "topic of the events")
     accounts_url = Setting(

@@ -26,6 +26,7 @@ SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("
 # Where each foreign thing may be imported; a folder means everything in it.
 ADDRESSES = {
     "sqlite3": ("meter_lib/_sqlite/", "migrations/meter_migrations/_runner.py"),
+    "psycopg": ("meter_lib/_postgres/",),
     "requests": ("worker/meter_worker/http_link/",),
     "urllib3": ("worker/meter_worker/http_link/",),
     "tenacity": ("worker/meter_worker/retry_policy.py",),

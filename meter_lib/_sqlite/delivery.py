@@ -19,7 +19,7 @@ from meter_lib._sqlite.unanswered import forget_unanswered, read_unanswered, wri
 from meter_lib.outbox import DueEvent, Settlement, Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from meter_lib._sqlite.database import Database
 
@@ -77,6 +77,13 @@ class SqliteDelivery(SqlitePeers):
     def try_hold(self) -> bool:
         """Become the one flusher of this outbox, or return False where another is."""
         return self._database.try_hold()
+
+    def keeps_hold(self) -> bool:
+        """Return True: the kernel ends the hold with this process only."""
+        return True
+
+    def call_when_posted(self, wake: Callable[[], None]) -> None:
+        """Do nothing: a file tells nobody that it was written."""
 
     def release(self) -> None:
         """End the hold, if there is one."""

@@ -13,7 +13,13 @@ from meter_lib._sqlite.dropping import DropLog, drop_oldest
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.post_queue import Moment, Post, PostQueue
-from meter_lib.errors import KeyConflict, MeterError, OutboxFull, OutboxUnavailable
+from meter_lib.errors import (
+    InvalidUsage,
+    KeyConflict,
+    MeterError,
+    OutboxFull,
+    OutboxUnavailable,
+)
 from meter_lib.usage import digest
 
 if TYPE_CHECKING:
@@ -96,6 +102,24 @@ class SqliteRecorder:
         if post.error is not None:
             raise post.error
         return post.receipts or []
+
+    def append_within(
+        self,
+        connection: object,  # noqa: ARG002  # of the port, as the others
+        events: Sequence[UsageEvent],  # noqa: ARG002  # see above
+        *,
+        now: int,  # noqa: ARG002  # see above
+    ) -> list[Receipt]:
+        """Raise `InvalidUsage`: a file is written by connections of its own only.
+
+        A caller's commit would be outside of the lock that keeps SQLite before 3.51.3 from
+        losing commits, and of all that keeps a file within its limit and in repair.
+        """
+        raise InvalidUsage(
+            f"connection: {self._database.path} is a file, which only the library itself writes;"
+            " to record within a transaction of yours, the outbox must be on the PostgreSQL"
+            " server that the transaction is on (METER_OUTBOX=postgresql://...)"
+        )
 
     def _record_together(self, posts: Sequence[Post]) -> None:
         """Record posts of several threads in one transaction, or each alone where that fails."""

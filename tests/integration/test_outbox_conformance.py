@@ -42,15 +42,21 @@ IMPLEMENTATIONS: dict[str, Callable[[Path], Outbox]] = {
 }
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+@pytest.fixture(params=["postgres", *sorted(IMPLEMENTATIONS)])
 def open_it(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Generator[Callable[[], Outbox], None, None]:
     """Open the one outbox of this test, once more at each call."""
     opened: list[Outbox] = []
+    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else None
 
     def open_it() -> Outbox:
-        opened.append(IMPLEMENTATIONS[request.param](tmp_path))
+        if url is None:
+            opened.append(IMPLEMENTATIONS[request.param](tmp_path))
+        else:
+            from meter_lib._postgres import PostgresOutbox  # noqa: PLC0415  # of an extra
+
+            opened.append(PostgresOutbox(url, max_bytes=64 * 2**20))
         return opened[-1]
 
     yield open_it
@@ -1466,6 +1472,7 @@ def test_the_status_of_an_empty_outbox(outbox: Outbox) -> None:
         bytes=status.bytes,
         next_attempt_at=None,
         links=[],
+        workers=status.workers,
     )
     assert status.schema_version >= 1
     assert status.bytes > 0
@@ -1496,6 +1503,7 @@ def test_the_status_counts_each_event_once(outbox: Outbox) -> None:
         next_attempt_at=NOON + 5,
         links=[Link("events", last_success_at=NOON + 9)],
         dead_lettered=2,
+        workers=status.workers,
     )
 
 

@@ -27,10 +27,10 @@ METER = "page.processed.basic"
 class Device:
     """A device with an outbox, a backend out there, and workers that come and go."""
 
-    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
+    def __init__(self, folder: Path, sandbox: Sandbox, *, outbox: str | None = None) -> None:
         self.folder = folder
         self.sandbox = sandbox
-        self.path = folder / "outbox.db"
+        self.path = outbox or folder / "outbox.db"
         self._workers: list[subprocess.Popen[bytes]] = []
 
     def settings(self, **given: Any) -> Settings:

@@ -53,10 +53,9 @@ def flush_loop(settings: Settings, *, observe: Observe | None = None) -> FlushLo
             _http_link(settings, None), base_url=settings.accounts_url, clock=clock
         )
 
-    flusher = flusher_over(settings, outbox, backend, accounts_api, clock)
     return FlushLoop(
         outbox,
-        flusher,
+        lambda: flusher_over(settings, outbox, backend, accounts_api, clock),
         clock,
         interrupt=(backend.interrupt, accounts_api.interrupt),
         poll_seconds=settings.poll_interval,

@@ -29,6 +29,8 @@ _logger = logging.getLogger("meter_worker")
 _TAKEOVER_POLL_SECONDS = 0.2
 # After the outbox itself failed (disk full, file locked), before it is tried again.
 _OUTBOX_RETRY_SECONDS = 1.0
+# For requests under way when the hold is to be taken anew; what comes later is sent again.
+_REGROUP_SECONDS = 10.0
 # At a stop, for requests that are being broken off to come back.
 _LAST_ANSWERS_SECONDS = 0.5
 # A device that posts all day would fill its log with what goes well.
@@ -41,18 +43,19 @@ class FlushLoop:
     def __init__(
         self,
         outbox: Outbox,
-        flusher: Flusher,
+        new_flusher: Callable[[], Flusher],
         clock: Clock,
         *,
         interrupt: Sequence[Callable[[], None]],
         poll_seconds: float,
     ) -> None:
         self.outbox = outbox
-        self._flusher = flusher
+        self._new_flusher = new_flusher
+        self._flusher = new_flusher()
         self._clock = clock
         self._interrupt = interrupt
         self._couriers = Couriers()
-        self._idling = Idling(outbox.location, poll_seconds, self._couriers.wake)
+        self._idling = Idling(outbox.location, poll_seconds, self._look_again)
         self._stopping = threading.Event()
         self._stop_by = -math.inf
         self._try_now = threading.Event()
@@ -83,9 +86,12 @@ class FlushLoop:
                 extra={"event": "delivering", "outbox": self.outbox.location},
             )
             self._idling.begin()
+            self.outbox.call_when_posted(self._look_again)
             while not self._stopping.is_set():
                 self._turned()
                 self._take_back(min(self._send_out(), self._turn_seconds))
+                if not self.outbox.keeps_hold() and not self._regroup():
+                    return
             self._take_back_the_last()
         finally:
             self._idling.end()
@@ -108,6 +114,9 @@ class FlushLoop:
     def try_now(self) -> None:
         """Try again at once, from any thread, what waits for its time and not for the peer's."""
         self._try_now.set()
+        self._couriers.wake()
+
+    def _look_again(self) -> None:
         self._couriers.wake()
 
     def _break_off(self) -> None:
@@ -142,6 +151,23 @@ class FlushLoop:
             self._turned()
             self._stopping.wait(_TAKEOVER_POLL_SECONDS)
         return False
+
+    def _regroup(self) -> bool:
+        """Hold anew what is now to be held, and know nothing of before; False at a stop.
+
+        As after a crash: what was sent and not answered by then is found in the outbox, by
+        whoever holds it, and sent again as it was.
+        """
+        deadline = time.monotonic() + _REGROUP_SECONDS
+        while self._couriers.under_way and (left := deadline - time.monotonic()) > 0:
+            self._turned()
+            self._take_back(min(left, self._turn_seconds))
+            if self._stopping.is_set():
+                break
+        self._couriers.dismiss()
+        self._couriers = Couriers()
+        self._flusher = self._new_flusher()
+        return self._wait_for_hold()
 
     def _send_out(self) -> float:
         """Send out what is to be asked now; return for how many seconds to wait for answers."""

@@ -95,6 +95,7 @@ class Window:
         later: list[DueEvent] = []
         for event in new:
             if event.fresh and event.stream_id in self._passed_over:
+                self._pass_over(event)
                 continue
             has_to_wait = waits(event)
             if not has_to_wait or waiting < self._most // 2:
@@ -107,8 +108,9 @@ class Window:
         return later
 
     def _pass_over(self, event: DueEvent) -> None:
-        if not self._passed_over:
-            self._first_passed_over = event.seq - 1
+        # One that became visible late may be before those that were passed over first.
+        first = self._first_passed_over if self._passed_over else event.seq
+        self._first_passed_over = min(first, event.seq - 1)
         # Whether it waits is told without what it carries, and there may be many streams.
         self._passed_over[event.stream_id] = event._replace(payload="")
 

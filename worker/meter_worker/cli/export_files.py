@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meter_lib.setting_values import is_server_url
 from meter_worker.cli.output import counted_rows
 
 if TYPE_CHECKING:
@@ -48,9 +49,13 @@ def new_file(path: str, *, param_hint: str) -> int:
 
 
 def new_file_beside(outbox: str, what: str) -> tuple[str, int]:
-    """Return path and descriptor of a new, private file beside an outbox, named by the time."""
+    """Return path and descriptor of a new, private file beside an outbox, named by the time.
+
+    Beside a server, that is where we are.
+    """
     now = dt.datetime.now(dt.timezone.utc)
-    stem = f"{outbox}.{what}-{now:%Y%m%dT%H%M%SZ}"
+    place = "meter-lib" if is_server_url(outbox) else outbox
+    stem = f"{place}.{what}-{now:%Y%m%dT%H%M%SZ}"
     for number in count(1):
         path = f"{stem}.jsonl" if number == 1 else f"{stem}-{number}.jsonl"
         with contextlib.suppress(FileExistsError):

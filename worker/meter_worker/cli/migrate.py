@@ -27,10 +27,10 @@ def migrate(*, check: bool, outbox: str | None, config: str | None) -> None:
     settings = settings_from(config, outbox=outbox)
     if check or _is_current(settings):
         version = _schema_version(settings, read_only=True)
-        click.echo(f"{settings.outbox} has schema {version}, which is current")
+        click.echo(f"{settings.shown('outbox')} has schema {version}, which is current")
     else:
         version = _schema_version(settings, read_only=False)
-        click.echo(f"{settings.outbox} was brought to schema {version}")
+        click.echo(f"{settings.shown('outbox')} was brought to schema {version}")
 
 
 def _is_current(settings: Settings) -> bool:

@@ -33,7 +33,7 @@ def outbox_options(command: _Command) -> _Command:
         "--outbox",
         metavar="PATH",
         type=SettingText(Settings.outbox),
-        help="File of the outbox. [METER_OUTBOX]",
+        help="File of the outbox, or URL of a PostgreSQL database. [METER_OUTBOX]",
     )(command)
 
 

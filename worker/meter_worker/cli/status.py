@@ -88,7 +88,11 @@ class StatusView:
             "next_attempt_at": status.next_attempt_at,
             "last_success_at": events.last_success_at if events else None,
             "last_error": latest.last_error if latest else None,
-            "worker": {"running": self._holder is not None, "pid": self._holder or None},
+            "worker": {
+                "running": self._holder is not None,
+                "pid": self._holder or None,
+                **({} if status.workers is None else {"count": status.workers}),
+            },
             "set_aside": list(status.set_aside),
             "copied_from": status.copied_from,
             "copied_at": status.copied_at,
@@ -135,6 +139,8 @@ class StatusView:
     def _worker(self) -> str:
         if self._holder is None:
             return "not running"
+        if self._status.workers is not None and self._status.workers > 1:
+            return f"{self._status.workers} running"
         return f"running, process {self._holder}" if self._holder else "running"
 
     def _oldest_pending_seconds(self) -> float | None:

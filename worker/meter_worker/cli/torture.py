@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meter_lib.setting_values import is_server_url
 from meter_worker.cli.options import json_option, outbox_options, settings_from
 from meter_worker.cli.output import counted, print_fields, print_json, progress_bar
 from meter_worker.logs import escaped
@@ -67,6 +68,8 @@ def torture(
     from meter_worker.torture.run import torture as run  # noqa: PLC0415  # see above
 
     live = settings_from(config, outbox=outbox).outbox
+    if is_server_url(live):
+        raise click.UsageError("it tries the disk of this device, and the outbox is on a server")
     folder = folder or os.path.join(os.path.dirname(live), f"meter-torture-{os.getpid()}")
     with progress_bar(kills + images, "Torturing") as bar:
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from meter_lib.clock import SystemClock
 from meter_lib.errors import InvalidSetting, MeterError, OutboxMissing, OutboxMoved
 from meter_lib.opening import open_outbox
+from meter_lib.setting_values import is_server_url
 from meter_lib.settings import default_outboxes
 from meter_worker.doctor.clock_check import check_clock
 from meter_worker.doctor.file_checks import (
@@ -48,9 +49,10 @@ def examine(
     certificates too. Looking through the file takes about so many seconds at most.
     """
     yield from _outbox(settings, seconds)
-    yield check_permissions(settings.outbox)
-    yield check_file_system(settings.outbox, allowed=settings.allow_network_fs)
-    yield _space(settings)
+    if not is_server_url(settings.outbox):
+        yield check_permissions(settings.outbox)
+        yield check_file_system(settings.outbox, allowed=settings.allow_network_fs)
+        yield _space(settings)
     yield check_elsewhere(list(_others(settings)))
     system = SystemClock()
     clock = check_clock(system.now(), synchronised=system.is_synchronised())

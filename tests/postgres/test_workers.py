@@ -1,0 +1,134 @@
+"""Many workers on one outbox: each has a share of the streams, and whoever dies leaves his."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING
+
+from meter_lib import MeterClient, OutboxUnavailable
+from tests.promises.delivering import eventually, first_arrivals, killed, numbered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meter_lib._postgres import PostgresOutbox
+    from tests.postgres.server import PostgresServer
+    from tests.promises.delivering import Device
+
+
+def arrived_in_order(fleet: Device) -> bool:
+    """Whether each stream arrived in the order it was posted in."""
+    return all(seqs == sorted(seqs) for seqs in first_arrivals(fleet.sandbox.records).values())
+
+
+def keys_of(fleet: Device) -> set[str]:
+    """The idempotency keys that arrived."""
+    return {record.value["idempotency_key"] for record in fleet.sandbox.records}
+
+
+def test_workers_share_the_streams_and_nothing_goes_twice(fleet: Device) -> None:
+    """Three workers deliver side by side, each event once, each stream in its order."""
+    workers = [fleet.start_worker(batch_size=20) for _ in range(3)]
+    eventually(lambda: fleet.status.workers == 3)
+    fleet.sandbox.fault("slow", seconds=0.02)
+    for part in range(3):
+        for device in range(20):
+            fleet.post(*numbered(f"{part}-{device}-", 20), device_id=f"d{device}")
+    fleet.drained()
+    for worker in workers:
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+    assert (fleet.sandbox.count, fleet.sandbox.distinct) == (1200, 1200)
+    assert arrived_in_order(fleet)
+    assert (fleet.status.delivered, fleet.status.accepted) == (1200, 1200)
+    assert fleet.log.count("delivered ") >= 3
+
+
+def test_workers_killed_under_load_lose_and_swap_nothing(fleet: Device) -> None:
+    """After kill -9 of whichever worker, others take up its streams where it left them."""
+    draw = random.Random(7)  # noqa: S311  # no secret
+    fleet.sandbox.fault("slow", seconds=0.01)
+
+    def record(tenant: str) -> None:
+        with MeterClient(settings=fleet.settings()) as client:
+            for number in range(200):
+                client.post(
+                    tenant, f"d{number % 3}", "m", number, idempotency_key=f"{tenant}{number}"
+                )
+
+    recording = [threading.Thread(target=record, args=(tenant,)) for tenant in "abcd"]
+    workers = [fleet.start_worker(batch_size=10) for _ in range(2)]
+    for thread in recording:
+        thread.start()
+    for life in range(1, 5):
+        eventually(lambda life=life: fleet.sandbox.count >= 100 * life)
+        killed(workers.pop(draw.randrange(2)))
+        workers.append(fleet.start_worker(batch_size=10))
+    for thread in recording:
+        thread.join()
+    fleet.drained()
+
+    assert keys_of(fleet) == {f"{tenant}{number}" for tenant in "abcd" for number in range(200)}
+    assert arrived_in_order(fleet)
+    assert fleet.status.delivered == 800
+
+
+def test_a_dead_servers_outbox_is_taken_up_when_it_is_back(
+    fleet: Device, postgres_server: PostgresServer
+) -> None:
+    """After kill -9 of the server under load all that has a receipt arrives, and nothing else."""
+    receipts: list[str] = []
+    refused: list[str] = []
+    stopping = threading.Event()
+
+    def record(tenant: str) -> None:
+        with MeterClient(settings=fleet.settings()) as client:
+            for number in range(10_000):
+                key = f"{tenant}{number}"
+                try:
+                    client.post(tenant, "d", "m", number, idempotency_key=key)
+                except OutboxUnavailable:
+                    refused.append(key)
+                    stopping.wait(0.02)
+                else:
+                    receipts.append(key)
+                if stopping.is_set():
+                    return
+
+    recording = [threading.Thread(target=record, args=(tenant,)) for tenant in "abc"]
+    fleet.start_worker(batch_size=20)
+    fleet.start_worker(batch_size=20)
+    for thread in recording:
+        thread.start()
+    for life in range(1, 3):
+        eventually(lambda life=life: fleet.sandbox.count >= 150 * life, seconds=30)
+        postgres_server.kill()
+        before = len(refused)
+        eventually(lambda before=before: len(refused) > before)
+        postgres_server.start()
+    eventually(lambda: fleet.sandbox.count >= 450, seconds=30)
+    stopping.set()
+    for thread in recording:
+        thread.join()
+    fleet.drained()
+
+    assert keys_of(fleet) == set(receipts)
+    assert refused
+    assert arrived_in_order(fleet)
+    assert fleet.status.delivered == len(receipts)
+
+
+def test_shares_follow_those_who_come_and_go(open_it: Callable[[], PostgresOutbox]) -> None:
+    """A second worker is given half of the streams, and the first has all again when it is gone."""
+    first, second = open_it(), open_it()
+    assert (first.try_hold(), second.try_hold()) == (True, False)
+    eventually(lambda: not first.keeps_hold())
+    assert (first.try_hold(), second.try_hold()) == (True, True)
+    assert (first.status().workers, len(first._holding.shards)) == (2, 16)
+    assert set(first._holding.shards).isdisjoint(second._holding.shards)
+    second.close()
+    eventually(lambda: not first.keeps_hold())
+    assert first.try_hold()
+    assert len(first._holding.shards) == 32
