@@ -47,7 +47,7 @@ _WITHIN = "WHERE all_so_far - size < %(max_bytes)s"
 _FRESH = f"""
     WITH chosen AS (
         (
-            SELECT seq, octet_length(payload) AS size FROM meter_lib.events
+            SELECT seq FROM meter_lib.events
             WHERE state = 'pending' AND seq <= %(after)s AND shard = ANY(%(shards)s)
               AND posted_by >= pg_snapshot_xmin(%(seen)s::text::pg_snapshot)
               AND NOT pg_visible_in_snapshot(posted_by, %(seen)s::text::pg_snapshot)
@@ -55,11 +55,13 @@ _FRESH = f"""
             LIMIT %(limit)s
         )
         UNION ALL
-        (SELECT seq, size FROM ({{by_shard}}) AS fresh ORDER BY seq LIMIT %(limit)s)
+        (SELECT seq FROM ({{by_shard}}) AS fresh ORDER BY seq LIMIT %(limit)s)
         ORDER BY seq
         LIMIT %(limit)s
     ), measured AS (
-        SELECT *, sum(size) OVER (ORDER BY seq) AS all_so_far FROM chosen
+        SELECT seq, octet_length(payload) AS size,
+               sum(octet_length(payload)) OVER (ORDER BY seq) AS all_so_far
+        FROM chosen JOIN meter_lib.events USING (seq)
     )
     SELECT {EVENT}, s.held_until IS NOT NULL, {TIME}
     FROM meter_lib.outbox AS o
@@ -185,13 +187,17 @@ class PostgresDelivery(PostgresPeers):
         """
         cursor.execute("SELECT pg_current_snapshot()::text")
         [(snapshot,)] = cursor.fetchall()
-        # One ordered read for each shard, merged: as a condition on all of them, the server
-        # would sort the whole backlog.
+        # One ordered read for each shard, merged, each with the limit: else the server would
+        # read and sort the whole backlog.
         by_shard = SQL(" UNION ALL ").join(
             SQL(
                 """
-                SELECT seq, octet_length(payload) AS size FROM meter_lib.events
-                WHERE shard = {} AND state = 'pending' AND seq > %(after)s
+                (
+                    SELECT seq FROM meter_lib.events
+                    WHERE shard = {} AND state = 'pending' AND seq > %(after)s
+                    ORDER BY seq
+                    LIMIT %(limit)s
+                )
                 """
             ).format(shard)
             for shard in self._holding.shards
