@@ -1,0 +1,75 @@
+"""The command line over an outbox on a server: the same words, and no password in any."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.operating import Operator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def operator(
+    tmp_path: Path,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Operator:
+    """Somebody at the command line, whose settings name a server."""
+    monkeypatch.setenv("METER_OUTBOX", postgres_url)
+    monkeypatch.setenv("METER_CONFIG", os.devnull)
+    monkeypatch.chdir(tmp_path)
+    return Operator(postgres_url, capsys)
+
+
+def test_every_command_that_looks_knows_a_server(operator: Operator) -> None:
+    """Status, lists, checks and settings tell of the outbox, its password masked."""
+    missing = operator.run("status")
+    assert (missing.code, "there is no outbox in postgresql://***@" in missing.stderr) == (1, True)
+    operator.bury("dead")
+    operator.post("a", "b")
+    said = [
+        operator.run("status"),
+        operator.run("status", "--json"),
+        operator.run("pending", "list"),
+        operator.run("dead-letters", "list"),
+        operator.run("migrate", "--check"),
+        operator.run("config"),
+        operator.run("doctor", "--stream-url", "http://127.0.0.1:9"),
+    ]
+    assert [ended.code for ended in said] == [0, 0, 0, 0, 0, 0, 1]
+    assert [ended for ended in said if "s3cret" in ended.stdout + ended.stderr] == []
+    status = said[1].json
+    assert (status["pending"], status["dead"], status["worker"]) == (
+        2,
+        1,
+        {"running": False, "pid": None, "count": 0},
+    )
+    assert status["outbox"].startswith("postgresql://***@127.0.0.1")
+    assert "3 accepted, 2 pending, 1 dead" in said[-1].stdout
+    assert "PostgreSQL 1" in said[-1].stdout
+    assert "permissions" not in said[-1].stdout
+
+
+def test_what_is_purged_is_exported_to_where_one_is(operator: Operator, tmp_path: Path) -> None:
+    """A server has no folder beside it: the export goes to the working directory."""
+    operator.bury("dead")
+    ended = operator.run("dead-letters", "purge", "--all", "--yes")
+    [exported] = tmp_path.glob("meter-lib.purged-*.jsonl")
+    assert (ended.code, json.loads(exported.read_text())["idempotency_key"]) == (0, "dead")
+    assert operator.run("dead-letters", "import", str(exported)).code == 0
+    assert operator.keys() == ["dead"]
+    replayed = operator.run("dead-letters", "replay", "--all", "--yes")
+    assert (replayed.code, operator.keys(), operator.keys("pending")) == (0, [], ["dead"])
+
+
+def test_what_needs_a_file_says_so(operator: Operator) -> None:
+    """To try the disk of a device makes no sense for an outbox that is on none."""
+    ended = operator.run("torture")
+    assert (ended.code, "the outbox is on a server" in ended.stderr) == (2, True)
