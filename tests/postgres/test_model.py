@@ -49,8 +49,8 @@ def test_whatever_is_done_in_whatever_order_is_as_in_the_model(
     run_state_machine_as_test(
         ServerMachine,
         settings=settings(
-            max_examples=5,
-            stateful_step_count=25,
+            max_examples=4,
+            stateful_step_count=20,
             deadline=None,
             derandomize=True,
             database=None,

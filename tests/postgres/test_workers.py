@@ -6,15 +6,23 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from meter_lib import MeterClient, OutboxUnavailable
+from meter_lib.outbox import Settlement, Unanswered
+from meter_lib.usage import usage_event
 from tests.promises.delivering import eventually, first_arrivals, killed, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import psycopg
+
     from meter_lib._postgres import PostgresOutbox
     from tests.postgres.server import PostgresServer
     from tests.promises.delivering import Device
+
+NOON = 1_760_000_000_000
 
 
 def arrived_in_order(fleet: Device) -> bool:
@@ -132,3 +140,53 @@ def test_shares_follow_those_who_come_and_go(open_it: Callable[[], PostgresOutbo
     eventually(lambda: not first.keeps_hold())
     assert first.try_hold()
     assert len(first._holding.shards) == 32
+
+
+def test_who_has_lost_the_hold_can_begin_nothing_more(
+    open_it: Callable[[], PostgresOutbox], connection: psycopg.Connection[tuple[int, ...]]
+) -> None:
+    """A worker that the server has given up writes nothing, whatever it still believes."""
+    cut_off, other = open_it(), open_it()
+    cut_off.append([usage_event("t", "d", "m", 1)], now=NOON)
+    assert cut_off.try_hold()
+    [event] = cut_off.due(now=NOON, limit=9, max_bytes=2**20)
+    sent = Unanswered("r", '"c"', [event])
+    cut_off.begin([sent])
+    connection.execute(
+        """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name LIKE 'meter-lib worker %'
+        """
+    )
+    eventually(other.try_hold)
+    assert other.unanswered() == [sent]
+    for begin_more in (
+        lambda: cut_off.begin([sent]),
+        lambda: cut_off.queue([event]),
+        lambda: cut_off.settle(Settlement(delivered=[event]), now=NOON),
+        lambda: cut_off.due(now=NOON, limit=9, max_bytes=2**20),
+    ):
+        with pytest.raises(OutboxUnavailable):
+            begin_more()
+    assert (cut_off.keeps_hold(), cut_off.try_hold(), other.keeps_hold()) == (False, False, True)
+    other.settle(Settlement(delivered=[event], answered=sent), now=NOON)
+    assert other.status().delivered == 1
+
+
+def test_workers_that_refuse_at_once_number_their_refusals_apart(
+    open_it: Callable[[], PostgresOutbox],
+) -> None:
+    """What one worker had accepted later proves what another was refused before, and no more."""
+    one, two = open_it(), open_it()
+    one.append([usage_event("t", f"d{number}", "m", number) for number in range(3)], now=NOON)
+    first, second, third = one.due(now=NOON, limit=9, max_bytes=2**20)
+    sent = Unanswered("r", '"c"', [third])
+    one.settle(Settlement(refused_alone=[first]), now=NOON)
+    proves = two.begin([sent])
+    one.settle(Settlement(refused_alone=[second]), now=NOON)
+    two.settle(Settlement(delivered=[third], answered=sent, proves=proves), now=NOON)
+    found = one.suspects(limit=9, proven_only=False)
+    assert [(event.seq, event.lone_refusal, event.proven) for event in found] == [
+        (first.seq, 1, True),
+        (second.seq, 2, False),
+    ]

@@ -53,11 +53,12 @@ def worker(
 ) -> None:
     """Deliver what is recorded, until SIGTERM or SIGINT.
 
-    An outbox has one worker at a time: a second one waits, and takes over when the first has ended,
-    however it ended. A worker stops within 10 seconds, whatever the backend does; what was under
-    way is sent again later, under the same idempotency keys, and billed once. An outage is waited
-    out. SIGHUP reads the settings file and the files of secrets again; settings that are wrong are
-    refused, and the old ones stay. SIGUSR1 tries again at once, unless the backend asked to wait.
+    An outbox file has one worker at a time: a second one waits, and takes over when the first has
+    ended, however it ended; on a PostgreSQL server they share the work. A worker stops within 10
+    seconds, whatever the backend does; what was under way is sent again later, under the same
+    idempotency keys, and billed once. An outage is waited out. SIGHUP reads the settings file and
+    the files of secrets again; settings that are wrong are refused, and the old ones stay. SIGUSR1
+    tries again at once, unless the backend asked to wait.
     """
     from meter_worker.daemon import Worker  # noqa: PLC0415  # requests: 0.2 s to import
 
