@@ -88,4 +88,6 @@ def _on_server(settings: Settings, *, read_only: bool) -> Outbox:
         max_bytes=settings.max_bytes,
         durability=settings.durability,
         read_only=read_only,
+        # A broker takes one producer for each outbox: of two, the later shuts out the earlier.
+        shared=settings.sink == "rest",
     )

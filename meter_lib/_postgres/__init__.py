@@ -23,18 +23,26 @@ class PostgresOutbox(
 
     Nothing is connected before the first use. Posts and operators share a connection, which may
     lead through a pooler; delivery has its own, which may not. Raises `InvalidSetting` for a
-    URL that names no server.
+    URL that names no server. Not `shared`, it has one flusher at a time.
     """
 
     def __init__(
-        self, url: str, *, max_bytes: int, durability: str = "full", read_only: bool = False
+        self,
+        url: str,
+        *,
+        max_bytes: int,
+        durability: str = "full",
+        read_only: bool = False,
+        shared: bool = True,
     ) -> None:
         server = Server(url)
         session = Session(server, durability=durability, read_only=read_only)
         work = Session(server, read_only=read_only)
         PostgresRecorder.__init__(self, server, session, max_bytes=max_bytes)
         # One key per KiB of the limit, as in a file.
-        PostgresDelivery.__init__(self, server, work, remembered_keys=max_bytes // 1024)
+        PostgresDelivery.__init__(
+            self, server, work, remembered_keys=max_bytes // 1024, shared=shared
+        )
         PostgresOperations.__init__(self, server, session, max_bytes=max_bytes)
         PostgresInspection.__init__(self, server, session)
         PostgresAudit.__init__(self, session)

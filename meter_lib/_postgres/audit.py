@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresAudit"]
 
-_ROWS_AT_A_TIME = 1_000
 _FIRST_DAY = dt.date(1970, 1, 1).toordinal()
 
 # The books of each day and stream. A day is rounded down, before 1970 too.
@@ -135,11 +134,11 @@ def _rows(cursor: Cursor[TupleRow]) -> Iterator[AuditRow]:
         """
     )
     while True:
-        cursor.execute(f"FETCH {_ROWS_AT_A_TIME} FROM books")
+        cursor.execute("FETCH 1000 FROM books")
         rows = cursor.fetchall()
         for day, tenant_id, device_id, meter_id, *sums in rows:
             yield AuditRow(_shown_day(day), tenant_id, device_id, meter_id, *_tallies(sums))
-        if len(rows) < _ROWS_AT_A_TIME:
+        if not rows:
             return
 
 

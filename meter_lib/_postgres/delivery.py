@@ -12,7 +12,7 @@ from psycopg.sql import SQL
 
 from meter_lib._postgres.events import (
     EVENT,
-    TIME,
+    ORIGIN,
     due_event,
     forget_unanswered,
     read_unanswered,
@@ -63,7 +63,7 @@ _FRESH = f"""
                sum(octet_length(payload)) OVER (ORDER BY seq) AS all_so_far
         FROM chosen JOIN meter_lib.events USING (seq)
     )
-    SELECT {EVENT}, s.held_until IS NOT NULL, {TIME}
+    SELECT {EVENT}, s.held_until IS NOT NULL, {ORIGIN}
     FROM meter_lib.outbox AS o
     CROSS JOIN measured AS m
     JOIN meter_lib.events AS e ON e.seq = m.seq
@@ -76,9 +76,11 @@ _FRESH = f"""
 class PostgresDelivery(PostgresPeers):
     """The delivering part of an outbox on a server."""
 
-    def __init__(self, server: Server, session: Session, *, remembered_keys: int) -> None:
+    def __init__(
+        self, server: Server, session: Session, *, remembered_keys: int, shared: bool
+    ) -> None:
         super().__init__(session)
-        self._holding = Holding(server, session)
+        self._holding = Holding(server, session, shared=shared)
         self._listener = Listener(server)
         self._remembered_keys = remembered_keys
         # Of the server when fresh events were read last: what was under way then may show up
@@ -162,7 +164,7 @@ class PostgresDelivery(PostgresPeers):
                 SELECT *, sum(size) OVER (ORDER BY held_until, stream_id, seq) AS all_so_far
                 FROM chosen
             )
-            SELECT {EVENT}, false, {TIME}
+            SELECT {EVENT}, false, {ORIGIN}
             FROM meter_lib.outbox AS o
             CROSS JOIN measured AS m
             JOIN meter_lib.events AS e ON e.seq = m.seq
@@ -220,7 +222,7 @@ class PostgresDelivery(PostgresPeers):
         with self._work.statements() as cursor:
             cursor.execute(
                 f"""
-                SELECT {EVENT}, false, {TIME}
+                SELECT {EVENT}, false, {ORIGIN}
                 FROM meter_lib.outbox AS o
                 CROSS JOIN meter_lib.events AS e
                 JOIN meter_lib.streams AS s ON s.stream_id = e.stream_id

@@ -13,16 +13,23 @@ if TYPE_CHECKING:
     from psycopg import Cursor
     from psycopg.rows import TupleRow
 
-__all__ = ["EVENT", "TIME", "due_event", "forget_unanswered", "read_unanswered", "write_unanswered"]
+__all__ = [
+    "EVENT",
+    "ORIGIN",
+    "due_event",
+    "forget_unanswered",
+    "read_unanswered",
+    "write_unanswered",
+]
 
 # A due event, read from events AS e, streams AS s and outbox AS o; whether it is held, and
-# what is to be said of its time, follow.
+# what is to be said of its time and name, follow.
 EVENT = """
     e.seq, e.stream_id, s.tenant_id, s.device_id, s.meter_id, e.idempotency_key, e.event_time,
     e.total_usage, e.payload, e.attempts, e.customer_id, e.lone_refusal,
     coalesce(abs(e.lone_refusal) <= o.proven_to, false), e.state = 'pending'
 """
-TIME = "NULL::bigint, e.clock_uncertain"
+ORIGIN = "NULL::bigint, e.clock_uncertain, NULL::text"
 
 
 def due_event(row: TupleRow) -> DueEvent:
@@ -74,7 +81,7 @@ def read_unanswered(cursor: Cursor[TupleRow], shards: Sequence[int]) -> list[Una
         events[key], customers[key] = [], customer_id
     cursor.execute(
         f"""
-        SELECT sent.idempotency_key, {EVENT}, false, {TIME}
+        SELECT sent.idempotency_key, {EVENT}, false, {ORIGIN}
         FROM meter_lib.outbox AS o
         CROSS JOIN meter_lib.unanswered AS sent
         CROSS JOIN unnest(sent.seqs) WITH ORDINALITY AS named (seq, place)

@@ -41,18 +41,14 @@ class _Shares(NamedTuple):
     workers: int
     held: set[int]
 
-    @property
-    def fair(self) -> int:
-        """How many a worker has at most."""
-        return -(-SHARDS // max(1, self.workers))
-
 
 class Holding:
-    """The shards that are held by a session of our own."""
+    """The shards that are held by a session of our own: a fair share or, not `shared`, all."""
 
-    def __init__(self, server: Server, session: Session) -> None:
+    def __init__(self, server: Server, session: Session, *, shared: bool) -> None:
         self._server = server
         self._session = session
+        self._shared = shared
         self._held: set[int] | None = None
         self._known_by: int | None = None
         self._look_again_at = 0.0
@@ -72,11 +68,14 @@ class Holding:
                 self._introduce(cursor)
             shares = _shares(cursor)
             held = set(self._held or ())
-            for shard in sorted(held)[shares.fair :]:
+            fair = self._fair(shares.workers)
+            if fair > SHARDS - len(shares.held - held) and not self._shared:
+                return False
+            for shard in sorted(held)[fair:]:
                 cursor.execute("SELECT pg_advisory_unlock(%s, %s)", (_SHARD_LOCKS, shard))
                 held.discard(shard)
             for shard in ALL_SHARDS:
-                if len(held) < shares.fair and shard not in shares.held:
+                if len(held) < fair and shard not in shares.held:
                     cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SHARD_LOCKS, shard))
                     [(is_ours,)] = cursor.fetchall()
                     if is_ours:
@@ -100,7 +99,8 @@ class Holding:
         except OutboxUnavailable:
             return not self._session.is_lost()
         mine = len(self._held)
-        return mine == shares.fair or (mine < shares.fair and len(shares.held) == SHARDS)
+        fair = self._fair(shares.workers)
+        return mine == fair or (mine < fair and len(shares.held) == SHARDS)
 
     def release(self) -> None:
         """Let go of all, if they are held."""
@@ -109,6 +109,9 @@ class Holding:
         if not self._session.is_lost():
             with self._session.statements() as cursor:
                 cursor.execute("SELECT pg_advisory_unlock_all()")
+
+    def _fair(self, workers: int) -> int:
+        return -(-SHARDS // max(1, workers)) if self._shared else SHARDS
 
     def _introduce(self, cursor: Cursor[TupleRow]) -> None:
         """Make this worker known to the others, on a connection that is its own."""

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     from meter_lib.usage import UsageEvent
 
-__all__ = ["KnownKey", "forget_keys", "keep_keys", "known_keys", "mark_removed", "remember_keys", "sweep_keys"]
+__all__ = [
+    "KnownKey",
+    "forget_keys",
+    "keep_keys",
+    "known_keys",
+    "mark_removed",
+    "remember_keys",
+    "sweep_keys",
+]
 
 # Old keys looked through at one sweep, and how many there have to be for one.
 _KEYS_A_SWEEP = 20_000
