@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.operating import Operator
+from meter_lib.outbox import Settlement
+from tests.integration.operating import TIME, Operator
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import psycopg
 
 
 @pytest.fixture
@@ -73,3 +76,44 @@ def test_what_needs_a_file_says_so(operator: Operator) -> None:
     """To try the disk of a device makes no sense for an outbox that is on none."""
     ended = operator.run("torture")
     assert (ended.code, "the outbox is on a server" in ended.stderr) == (2, True)
+    ended = operator.run("move", "--to", "elsewhere.db")
+    assert (ended.code, "only an outbox in a file is moved" in ended.stderr) == (1, True)
+    assert "s3cret" not in ended.stderr
+
+
+def test_the_books_of_a_server_are_audited(
+    operator: Operator, connection: psycopg.Connection[tuple[int, ...]]
+) -> None:
+    """Each event and unit is found where it is; what is missing is found, too."""
+    operator.bury("dead", "purged", total_usage=5)
+    operator.run("dead-letters", "purge", "purged", "--yes", "--no-export")
+    operator.post("delivered", total_usage=2**63 - 1)
+    with operator.opened() as outbox:
+        [event] = outbox.due(now=TIME, limit=9, max_bytes=2**20)
+        outbox.settle(Settlement(delivered=[event]), now=TIME)
+    operator.post("pending", "early", total_usage=2**63 - 1)
+    operator.post("old", tenant_id="ü", timestamp=10**12)
+    ended = operator.run("audit", "--json")
+    assert (ended.code, ended.json["balanced"], ended.json["problems"]) == (0, True, [])
+    assert ended.json["totals"] == {
+        "accepted": {"events": 6, "units": 3 * (2**63 - 1) + 11},
+        "pending": {"events": 3, "units": 2 * (2**63 - 1) + 1},
+        "dead": {"events": 1, "units": 5},
+        "delivered": {"events": 1, "units": 2**63 - 1},
+        "removed": {"events": 1, "units": 5},
+    }
+    assert [(row["day"], row["tenant_id"]) for row in ended.json["rows"]] == [
+        ("2001-09-09", "ü"),
+        ("2026-09-21", "t"),
+    ]
+    connection.execute("DELETE FROM meter_lib.events WHERE idempotency_key = 'early'")
+    connection.execute("UPDATE meter_lib.events SET total_usage = 9 WHERE idempotency_key = 'old'")
+    connection.commit()
+    ended = operator.run("audit", "--json")
+    assert (ended.code, ended.json["problems"]) == (
+        1,
+        [
+            "1 events are counted with other units than they are billed with",
+            "5 events are accepted one by one, 6 by their counter",
+        ],
+    )
