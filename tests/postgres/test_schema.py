@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import textwrap
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,13 +128,14 @@ def test_the_documented_transaction_works(
     postgres_url: str, connection: psycopg.Connection[tuple[int, ...]]
 ) -> None:
     """The example of docs/postgres.md records usage together with a program's own data."""
-    [example] = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    [example] = re.findall(r"^    client = .*\n(?:^    .*\n)+", DOCS, re.MULTILINE)
     connection.execute("DROP TABLE IF EXISTS orders")
     connection.execute("CREATE TABLE orders (number integer, printed boolean)")
     connection.execute("INSERT INTO orders VALUES (7, false)")
     connection.commit()
-    example = example.replace("postgresql://app@db.example/metering", postgres_url)
-    with MeterClient(postgres_url) as client:
-        exec(example, {"psycopg": psycopg, "client": client})  # noqa: S102  # our own page
+    program = textwrap.dedent(example).replace("postgresql://app@db.example/metering", postgres_url)
+    names = {"psycopg": psycopg, "MeterClient": MeterClient}
+    exec(program, names)  # noqa: S102  # our own page
+    names["client"].close()
     assert connection.execute("SELECT number FROM orders WHERE printed").fetchall() == [(7,)]
     assert connection.execute("SELECT payload FROM meter_lib.events").rowcount == 1
