@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 from typing import TYPE_CHECKING
@@ -201,3 +202,14 @@ def test_where_one_is_to_deliver_the_others_wait_for_its_end(postgres_url: str) 
         assert (first.keeps_hold(), len(first._holding.shards)) == (True, 32)
         first.release()
         assert (second.try_hold(), first.try_hold()) == (True, False)
+
+
+def test_a_worker_of_another_host_is_told_apart(
+    open_it: Callable[[], PostgresOutbox],
+) -> None:
+    """A process id says nothing elsewhere: there, it is only known that somebody delivers."""
+    outbox = open_it()
+    assert (outbox.try_hold(), outbox.holder()) == (True, os.getpid())
+    with outbox._work.statements() as cursor:
+        cursor.execute("SET application_name = 'meter-lib worker 17@elsewhere'")
+    assert (outbox.holder(), outbox.status().workers) == (0, 1)

@@ -133,9 +133,9 @@ class FlushLoop:
                 if holder is not None and holder != waiting_for:
                     waiting_for = holder
                     _logger.warning(
-                        "%s is held by process %d, which delivers; waiting for its end",
+                        "%s is held by %s, which delivers; waiting for its end",
                         self.outbox.location,
-                        holder,
+                        f"process {holder}" if holder else "another process",
                         extra={
                             "event": "outbox_held",
                             "holder": holder,
