@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite import SqliteOutbox
-from meter_lib.errors import InvalidSetting, OutboxUnavailable
+from meter_lib.errors import InvalidSetting
 from meter_lib.file_systems import refuse_network
 from meter_lib.setting_values import is_server_url
 
@@ -49,7 +49,8 @@ def open_leaving(settings: Settings) -> Leaving:
 def open_arriving(settings: Settings) -> Arriving:
     """Return the store that an outbox moves to; it is opened, or made, on first use.
 
-    Raises `OutboxUnavailable` for a network file system, as `open_outbox` does.
+    Raises `OutboxUnavailable` for a network file system, as `open_outbox` does, and
+    `InvalidSetting` for a server.
     """
     from meter_lib._sqlite.arriving import SqliteArriving  # noqa: PLC0415  # as above
 
@@ -61,7 +62,7 @@ def open_arriving(settings: Settings) -> Arriving:
 
 def _refuse_server(settings: Settings) -> None:
     if is_server_url(settings.outbox):
-        raise OutboxUnavailable(
+        raise InvalidSetting(
             f"{settings.shown('outbox')} is on a server: only an outbox in a file is moved, to"
             " another file"
         )

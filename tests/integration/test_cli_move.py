@@ -140,7 +140,8 @@ def test_what_was_sent_without_an_answer_goes_first_and_as_it_was(operator: Oper
         first.start()
         eventually(lambda: sandbox.count == 2)
         assert first.stop()
-        assert operator.run("move", "--to", "new.db", "--json").json["unanswered"] == 1
+        # One request, or two: after a failure one of its records goes ahead as a probe.
+        assert operator.run("move", "--to", "new.db", "--json").json["unanswered"] in {1, 2}
         sandbox.heal()
         second = flusher("new.db")
         second.start()
