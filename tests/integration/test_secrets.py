@@ -326,8 +326,6 @@ def test_no_command_writes_a_secret(watched: Watched, backend: EchoingBackend) -
         ("METER_ACCOUNTS_URL", f"http://{PASSWORD}@127.0.0.1"),
         ("METER_PORTAL_URL", f"http:{USER}:{PASSWORD}@127.0.0.1"),
         ("METER_STREAM_URL", f"https://127.0.0.1/?token={PASSWORD}"),
-        ("METER_OUTBOX", f"postgresql://{USER}:{PASSWORD}@127.0.0.1/usage"),
-        ("METER_OUTBOX", f"postgresql://127.0.0.1/usage?user={USER}&password={PASSWORD}"),
         ("METER_OUTBOX", f"mysql://{USER}:{PASSWORD}@127.0.0.1/usage"),
         ("METER_SINK", f"kafka://{USER}:{PASSWORD}@127.0.0.1:9092/usage"),
         ("METER_STREAM_TOKEN", f"{TOKEN} with a blank"),

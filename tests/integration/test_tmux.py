@@ -151,6 +151,7 @@ def test_a_salvage_shows_how_far_it_is(screen: Screen, operator: Operator, tmp_p
     """What another file holds is taken over before one's eyes."""
     operator.post(*(f"k{number}" for number in range(100)))
     other = str(tmp_path / "other.db")
+    screen.tmux("resize-window", "-y", "80")
     screen.type("doctor", "--salvage", operator.path, "--outbox", other, "--timeout", "1")
     shown = screen.wait_for(lambda shown: "100 events of" in shown, seconds=60)
     assert percentages(shown)[0] == 100

@@ -77,7 +77,7 @@ def test_what_needs_a_file_says_so(operator: Operator) -> None:
     ended = operator.run("torture")
     assert (ended.code, "the outbox is on a server" in ended.stderr) == (2, True)
     ended = operator.run("move", "--to", "elsewhere.db")
-    assert (ended.code, "only an outbox in a file is moved" in ended.stderr) == (1, True)
+    assert (ended.code, "only an outbox in a file is moved" in ended.stderr) == (2, True)
     assert "s3cret" not in ended.stderr
 
 
