@@ -47,6 +47,13 @@ WORKER_EVENTS = (
         " … failure in a row, and when the trouble changes, but not more than once in ten minutes;"
         " those between are DEBUG.",
     ),
+    LogEvent(
+        "compression_off",
+        "WARNING",
+        "",
+        "The events API took a request only without METER_COMPRESSION=gzip; none is packed any"
+        " more until the worker is started again.",
+    ),
     LogEvent("link_up", "INFO", "failures link", "A service that was down answers again."),
     LogEvent(
         "position_lost",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from meter_worker.backend import AccountUnknown, Interrupted, Unavailable
+from meter_worker.backend import AccountUnknown, Answered, Interrupted, Refused, Unavailable
 from meter_worker.http_link import LinkFailed, LinkInterrupted
 from meter_worker.verdicts import judge_account, judge_delivery
 from meter_worker.wire import header_text, request_body
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from meter_worker.http_link import HttpLink
 
 __all__ = ["RestAccounts", "RestBackend"]
+
+_logger = logging.getLogger("meter_worker")
 
 
 def _outage(error: LinkFailed) -> Unavailable:
@@ -42,11 +45,37 @@ class RestBackend:
         self._link = link
         self._dialect = dialect
         self._url = f"{stream_url}/topics/{topic}"
-        self._gzip = compression == "gzip"
+        self._packs = compression == "gzip"
+        # Until a packed request was taken, it is not known whether the backend can read any.
+        self._is_on_trial = self._packs
         self._clock = clock
 
     def deliver(self, request: Request) -> Outcome:
-        """Send the request once and return what became of it."""
+        """Send the request once and return what became of it.
+
+        Packed, where that was asked for. If the backend will have none of the first packed ones,
+        it is sent once more as it is: where that is taken, nothing is packed any more.
+        """
+        packs = self._packs
+        outcome = self._send(request, packs=packs)
+        if packs and self._is_on_trial:
+            if isinstance(outcome, Answered):
+                self._is_on_trial = False
+            elif _may_be_for_its_coding(outcome):
+                outcome = self._send(request, packs=False)
+                if isinstance(outcome, Answered):
+                    self._pack_no_more()
+        return outcome
+
+    def _pack_no_more(self) -> None:
+        if self._packs:
+            self._packs = False
+            _logger.warning(
+                "the events API takes no gzip (METER_COMPRESSION); requests go as they are",
+                extra={"event": "compression_off"},
+            )
+
+    def _send(self, request: Request, *, packs: bool) -> Outcome:
         body = request_body(request.records)
         headers = {
             # Exactly this: one of the proxies compares the whole string.
@@ -57,7 +86,7 @@ class RestBackend:
             # A string of RFC 8941, in quotes (draft-ietf-httpapi-idempotency-key-header-07).
             "Idempotency-Key": f'"{request.idempotency_key}"',
         }
-        if self._gzip:
+        if packs:
             body = gzip.compress(body, mtime=0)
             headers["Content-Encoding"] = "gzip"
         try:
@@ -78,6 +107,13 @@ class RestBackend:
     def interrupt(self) -> None:
         """Break off what is under way; every further `deliver` is interrupted too."""
         self._link.interrupt()
+
+
+def _may_be_for_its_coding(outcome: Outcome) -> bool:
+    """Whether it was not taken, perhaps, because it could not be unpacked (RFC 9110, 15.5.16)."""
+    if isinstance(outcome, Refused):
+        return outcome.reason == "rejected"
+    return isinstance(outcome, Unavailable) and outcome.wants_an_operator
 
 
 class RestAccounts:
