@@ -71,7 +71,8 @@ class Session:
                     with self._transaction() as cursor:
                         cursor.execute(
                             """
-                            SELECT pg_current_xact_id()::text,
+                            SELECT array[pg_current_xact_id()::text,
+                                         pg_postmaster_start_time()::text],
                                    set_config('synchronous_commit', %s, true),
                                    set_config('lock_timeout', %s, true)
                             """,
@@ -224,14 +225,30 @@ class Session:
             raise self._server.translation(error) from error
 
     def _was_committed(self, number: object, error: psycopg.Error) -> bool:
-        """Ask the server what became of a transaction, as long as there is hope to be told."""
+        """Ask the server what became of a transaction, as long as there is hope to be told.
+
+        A server that has crashed since gives the numbers of transactions that left no trace
+        to others. That one of them was committed says nothing of ours, then.
+        """
         deadline = time.monotonic() + _DOUBT_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg.Error), self._cursor() as cursor:
-                cursor.execute("SELECT pg_xact_status(%s::text::xid8)", (number,))
+                cursor.execute(
+                    """
+                    SELECT CASE
+                        WHEN status = 'committed' AND pg_postmaster_start_time()::text <> life
+                        THEN 'unknown' ELSE status
+                    END
+                    FROM (SELECT pg_xact_status(told[1]::xid8) AS status, told[2] AS life
+                          FROM (SELECT %s::text[] AS told) AS ours) AS theirs
+                    """,
+                    (number,),
+                )
                 status = _only(cursor)
                 if status in {"committed", "aborted"}:
                     return status == "committed"
+                if status == "unknown":
+                    break
             time.sleep(_DOUBT_POLL_SECONDS)
         raise OutboxUnavailable(
             f"{self._server.location}: the connection was lost during the commit, and the server"

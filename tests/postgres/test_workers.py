@@ -87,8 +87,12 @@ def test_workers_killed_under_load_lose_and_swap_nothing(fleet: Device) -> None:
 def test_a_dead_servers_outbox_is_taken_up_when_it_is_back(
     fleet: Device, postgres_server: PostgresServer
 ) -> None:
-    """After kill -9 of the server under load all that has a receipt arrives, and nothing else."""
+    """After kill -9 of the server under load all that has a receipt arrives.
+
+    Of the rest only that of which the error says that it may have been recorded.
+    """
     receipts: list[str] = []
+    in_doubt: list[str] = []
     refused: list[str] = []
     stopping = threading.Event()
 
@@ -98,8 +102,10 @@ def test_a_dead_servers_outbox_is_taken_up_when_it_is_back(
                 key = f"{tenant}{number}"
                 try:
                     client.post(tenant, "d", "m", number, idempotency_key=key)
-                except OutboxUnavailable:
+                except OutboxUnavailable as error:
                     refused.append(key)
+                    if "may have been recorded" in str(error):
+                        in_doubt.append(key)
                     stopping.wait(0.02)
                 else:
                     receipts.append(key)
@@ -123,10 +129,11 @@ def test_a_dead_servers_outbox_is_taken_up_when_it_is_back(
         thread.join()
     fleet.drained()
 
-    assert keys_of(fleet) == set(receipts)
+    assert set(receipts) <= keys_of(fleet) <= {*receipts, *in_doubt}
     assert refused
+    assert len(in_doubt) <= 2 * 3
     assert arrived_in_order(fleet)
-    assert fleet.status.delivered == len(receipts)
+    assert fleet.status.delivered == len(keys_of(fleet))
 
 
 def test_shares_follow_those_who_come_and_go(open_it: Callable[[], PostgresOutbox]) -> None:
