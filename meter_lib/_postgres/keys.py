@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from meter_lib.errors import KeyConflict
+from meter_lib.known_key import KnownKey
 from meter_lib.usage import digest, fingerprint
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from meter_lib.usage import UsageEvent
 
 __all__ = [
-    "KnownKey",
     "forget_keys",
     "keep_keys",
     "known_keys",
@@ -28,27 +27,6 @@ __all__ = [
 # Old keys looked through at one sweep, and how many there have to be for one.
 _KEYS_A_SWEEP = 20_000
 _WORTHWHILE_KEYS = 1_000
-
-
-class KnownKey(NamedTuple):
-    """What is remembered of an event by its key."""
-
-    fingerprint: bytes
-    event_time: int
-    timestamp: int | None
-    """The occurrence time as given; None where it was left to us."""
-    removed: bool = False
-
-    def check(self, event: UsageEvent, index: int) -> None:
-        """Raise `KeyConflict` where a post under the same key has other content."""
-        # A time that was defaulted, now or then, says nothing about the content.
-        other_time = self.timestamp is not None and event.timestamp not in (None, self.timestamp)
-        if self.fingerprint != event.fingerprint() or other_time:
-            raise KeyConflict(
-                f"idempotency_key {event.idempotency_key!r} is known already with other content; "
-                f"use a new key for a new event",
-                index=index,
-            )
 
 
 def known_keys(cursor: Cursor[TupleRow], digests: Sequence[bytes]) -> dict[bytes, KnownKey]:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from meter_lib._postgres.holding import workers
-from meter_lib._postgres.keys import KnownKey, keep_keys, known_keys, mark_removed
+from meter_lib._postgres.keys import keep_keys, known_keys, mark_removed
 from meter_lib._postgres.ledger import count_removed
 from meter_lib._postgres.letters import PostgresLetters
 from meter_lib._postgres.peers import read_links, storable
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from meter_lib._postgres.server import Server
     from meter_lib._postgres.session import Session
+    from meter_lib.known_key import KnownKey
     from meter_lib.outbox import ImportedLetter
 
 __all__ = ["PostgresOperations"]

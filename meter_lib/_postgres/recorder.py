@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from meter_lib._postgres.keys import KnownKey, known_keys, remember_keys
+from meter_lib._postgres.keys import known_keys, remember_keys
 from meter_lib._postgres.listening import CHANNEL
 from meter_lib._postgres.streams import Streams, shard_of
 from meter_lib._postgres.tallies import Totals, count, count_by_itself, totals
@@ -27,6 +27,7 @@ from meter_lib.errors import (
     OutboxMissing,
     OutboxUnavailable,
 )
+from meter_lib.known_key import KnownKey
 from meter_lib.usage import digest
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from meter_lib._sqlite.ledger import count_in_ledger, forget_removed_keys
+from meter_lib._sqlite.keys import forget_removed_keys
+from meter_lib._sqlite.ledger import count_in_ledger
 from meter_lib._sqlite.room import pages_left
 from meter_lib.errors import OutboxFull
 

@@ -1,4 +1,4 @@
-"""What is kept of events that have left: their counts, and for a while the keys callers chose."""
+"""What is kept of events that have left: their counts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ __all__ = [
     "accepted_events",
     "count_dead",
     "count_in_ledger",
-    "forget_keys",
-    "forget_removed_keys",
-    "sweep_keys",
 ]
 
 _DAY_MILLISECONDS = 86_400_000
-# Old keys looked through at one settling: many times what a settling adds to them.
-_KEYS_A_SWEEP = 20_000
 
 
 def accepted_events(connection: sqlite3.Connection) -> int:
@@ -70,41 +65,3 @@ def count_dead(connection: sqlite3.Connection, events: int) -> None:
         """,
         {"events": events},
     )
-
-
-def forget_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:
-    """Forget the keys of events that go now and that the sweep of old keys has passed by."""
-    (swept_to,) = connection.execute("SELECT keys_swept_to FROM outbox").fetchone()
-    connection.executemany(
-        "DELETE FROM known_keys WHERE seq = ?", [(seq,) for seq in gone if seq <= swept_to]
-    )
-
-
-def forget_removed_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:
-    """Forget the keys of events that are removed now; mark those that are kept for a while."""
-    seqs = list(gone)
-    connection.executemany(
-        "UPDATE known_keys SET removed = 1 WHERE seq = ?", [(seq,) for seq in seqs]
-    )
-    forget_keys(connection, seqs)
-
-
-def sweep_keys(connection: sqlite3.Connection, remembered: int) -> None:
-    """Forget the keys of events that are gone, beyond as many as are to be remembered.
-
-    Each key is looked at once: that of an event which is still here then is left to
-    `forget_keys`.
-    """
-    swept_to, last_seq = connection.execute("SELECT keys_swept_to, last_seq FROM outbox").fetchone()
-    sweep_to = min(last_seq - remembered, swept_to + _KEYS_A_SWEEP)
-    if sweep_to <= swept_to:
-        return
-    connection.execute(
-        """
-        DELETE FROM known_keys
-        WHERE seq > ? AND seq <= ? AND NOT EXISTS (SELECT 1 FROM events
-                                                   WHERE events.seq = known_keys.seq)
-        """,
-        (swept_to, sweep_to),
-    )
-    connection.execute("UPDATE outbox SET keys_swept_to = ?", (sweep_to,))

@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.connection import transaction
+from meter_lib._sqlite.keys import known_key, remember_key
 from meter_lib._sqlite.ledger import accepted_events, count_dead
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib.errors import KeyConflict
+from meter_lib.known_key import KnownKey
 from meter_lib.usage import digest
 
 if TYPE_CHECKING:
@@ -87,14 +89,11 @@ def _is_known(
         )
         removed = False
     else:
-        row = connection.execute(
-            "SELECT fingerprint, event_time, removed FROM known_keys WHERE key_digest = ?",
-            (digest(event.idempotency_key or ""),),
-        ).fetchone()
-        if row is None:
+        known = known_key(connection, event.idempotency_key or "")
+        if known is None:
             return False
-        fingerprint, event_time, removed = row
-        is_same = event_time == letter.event_time and fingerprint == event.fingerprint()
+        removed = known.removed
+        is_same = known.event_time == letter.event_time and known.fingerprint == event.fingerprint()
     if not is_same:
         raise KeyConflict(
             f"idempotency_key {event.idempotency_key!r} is known already with other content",
@@ -133,12 +132,7 @@ def _insert(connection: sqlite3.Connection, letter: ImportedLetter, seq: int, no
         ),
     )
     # Whoever chose it: so that it is known when the same file comes again.
-    key_digest = digest(event.idempotency_key or "")
-    connection.execute("DELETE FROM known_keys WHERE key_digest = ?", (key_digest,))
-    connection.execute(
-        """
-        INSERT INTO known_keys (seq, key_digest, fingerprint, event_time, timestamp)
-        VALUES (?, ?, ?, ?, ?)
-        """,
-        (seq, key_digest, event.fingerprint(), letter.event_time, letter.event_time),
-    )
+    key = event.idempotency_key or ""
+    connection.execute("DELETE FROM known_keys WHERE key_digest = ?", (digest(key),))
+    known = KnownKey(event.fingerprint(), letter.event_time, letter.event_time)
+    remember_key(connection, seq, key, known)

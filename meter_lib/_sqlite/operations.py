@@ -6,11 +6,12 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.copies import former_names
-from meter_lib._sqlite.ledger import accepted_events, count_in_ledger, forget_removed_keys
+from meter_lib._sqlite.keys import forget_removed_keys, keep_key
+from meter_lib._sqlite.ledger import accepted_events, count_in_ledger
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib._sqlite.selecting import SENT, selected
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
-from meter_lib.usage import LAST_TIME, digest, fingerprint
+from meter_lib.usage import LAST_TIME
 from meter_migrations import LATEST
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ class SqliteOperations:
                         """,
                         {"now": now, "seq": seq},
                     )
-                    _remember_key(connection, seq)
+                    # Beyond delivery, whoever chose it: a file of dead letters may hold it.
+                    keep_key(connection, seq)
                     # Perhaps the tenant has an account by now: it is asked for anew.
                     connection.execute(
                         """
@@ -209,21 +211,6 @@ class SqliteOperations:
                 {"n": len(removed)},
             )
         return len(removed)
-
-
-def _remember_key(connection: sqlite3.Connection, seq: int) -> None:
-    """Know the key beyond delivery, whoever chose it: a file of dead letters may hold it."""
-    key, payload, event_time = connection.execute(
-        "SELECT idempotency_key, payload, event_time FROM events WHERE seq = ?", (seq,)
-    ).fetchone()
-    connection.execute(
-        """
-        INSERT INTO known_keys (seq, key_digest, fingerprint, event_time, timestamp)
-        VALUES (?, ?, ?, ?, ?)
-        ON CONFLICT DO NOTHING
-        """,
-        (seq, digest(key), fingerprint(payload), event_time, event_time),
-    )
 
 
 def _oldest_recorded_at(connection: sqlite3.Connection) -> int | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from meter_lib._sqlite.boots import FROM_CALLER, enter_boot, time_source
 from meter_lib._sqlite.connection import transaction
 from meter_lib._sqlite.dropping import DropLog, drop_oldest
+from meter_lib._sqlite.keys import known_key, remember_key
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.post_queue import Moment, Post, PostQueue
@@ -20,7 +21,7 @@ from meter_lib.errors import (
     OutboxFull,
     OutboxUnavailable,
 )
-from meter_lib.usage import digest
+from meter_lib.known_key import KnownKey
 
 if TYPE_CHECKING:
     import sqlite3
@@ -260,9 +261,9 @@ class SqliteRecorder:
                 event_time = event.event_time(at.now)
                 key = event.idempotency_key
                 if key is not None:
-                    known = _known(connection, event, index)
-                    if known is not None:
-                        its_receipts.append(known)
+                    twin = _known(connection, event, index)
+                    if twin is not None:
+                        its_receipts.append(twin)
                         continue
                 seq += 1
                 stream = (event.tenant_id, event.device_id, event.meter_id)
@@ -272,7 +273,8 @@ class SqliteRecorder:
                 if key is None:
                     key = os.urandom(16).hex()
                 else:
-                    _remember_key(connection, seq, event, event_time)
+                    known = KnownKey(event.fingerprint(), event_time, event.timestamp)
+                    remember_key(connection, seq, key, known)
                 clock = _clock_columns(event, at, boot)
                 rows.append(
                     (seq, stream_id, key, event_time, *clock, event.total_usage, event.payload)
@@ -342,43 +344,9 @@ def _log_bytes(events: Sequence[UsageEvent]) -> int:
 
 def _known(connection: sqlite3.Connection, event: UsageEvent, index: int) -> Receipt | None:
     """Return the first receipt's twin if the event's own key is known, or raise `KeyConflict`."""
-    row = connection.execute(
-        """
-        SELECT fingerprint, event_time, timestamp FROM known_keys WHERE key_digest = ?
-        """,
-        (digest(event.idempotency_key or ""),),
-    ).fetchone()
-    if row is None:
+    key = event.idempotency_key or ""
+    known = known_key(connection, key)
+    if known is None:
         return None
-    fingerprint, event_time, timestamp = row
-    # A time that was defaulted, now or then, says nothing about the content.
-    other_time = timestamp is not None and event.timestamp not in (None, timestamp)
-    if fingerprint != event.fingerprint() or other_time:
-        raise KeyConflict(
-            f"idempotency_key {event.idempotency_key!r} is known already with other content; "
-            f"use a new key for a new event",
-            index=index,
-        )
-    return {
-        "status": "duplicate",
-        "idempotency_key": event.idempotency_key or "",
-        "event_time": event_time,
-    }
-
-
-def _remember_key(
-    connection: sqlite3.Connection, seq: int, event: UsageEvent, event_time: int
-) -> None:
-    connection.execute(
-        """
-        INSERT INTO known_keys (seq, key_digest, fingerprint, event_time, timestamp)
-        VALUES (?, ?, ?, ?, ?)
-        """,
-        (
-            seq,
-            digest(event.idempotency_key or ""),
-            event.fingerprint(),
-            event_time,
-            event.timestamp,
-        ),
-    )
+    known.check(event, index)
+    return {"status": "duplicate", "idempotency_key": key, "event_time": known.event_time}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.frontier import advance_frontier
-from meter_lib._sqlite.ledger import count_dead, count_in_ledger, forget_keys, sweep_keys
+from meter_lib._sqlite.keys import forget_keys, sweep_keys
+from meter_lib._sqlite.ledger import count_dead, count_in_ledger
 from meter_lib._sqlite.unanswered import forget_unanswered, write_unanswered
 
 if TYPE_CHECKING:

@@ -530,7 +530,7 @@ MUTANTS = (
     Mutant(
         "an imported letter is imported again once it is delivered",
         f"{OUTBOX}/letter_import.py",
-        "        if row is None:\n            return False\n",
+        "        if known is None:\n            return False\n",
         "        return False\n",
         OPERATING,
     ),
