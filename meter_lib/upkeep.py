@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["Audit", "AuditRow", "Inspection", "Taken", "Tally", "Upkeep"]
+__all__ = ["Audit", "AuditRow", "Inspection", "Taken", "Tally", "Upkeep", "shown_day"]
+
+
+_FIRST_DAY = dt.date(1970, 1, 1).toordinal()
 
 
 class Tally(NamedTuple):
@@ -20,6 +24,14 @@ class Tally(NamedTuple):
     def plus(self, other: Tally) -> Tally:
         """Return both together."""
         return Tally(self.events + other.events, self.units + other.units)
+
+
+def shown_day(day: int) -> str:
+    """Return the UTC day so many days after the first of 1970, as YYYY-MM-DD."""
+    try:
+        return dt.date.fromordinal(_FIRST_DAY + day).isoformat()
+    except (ValueError, OverflowError):  # no calendar has it, but a clock may have said so
+        return f"day {day}"
 
 
 class AuditRow(NamedTuple):

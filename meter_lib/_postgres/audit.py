@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 from typing import TYPE_CHECKING
 
 from meter_lib._postgres.tallies import totals
-from meter_lib.upkeep import Audit, AuditRow, Tally
+from meter_lib.upkeep import Audit, AuditRow, Tally, shown_day
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresAudit"]
 
-_FIRST_DAY = dt.date(1970, 1, 1).toordinal()
 
 # The books of each day and stream. A day is rounded down, before 1970 too.
 _BOOKS = """
@@ -137,7 +135,7 @@ def _rows(cursor: Cursor[TupleRow]) -> Iterator[AuditRow]:
         cursor.execute("FETCH 1000 FROM books")
         rows = cursor.fetchall()
         for day, tenant_id, device_id, meter_id, *sums in rows:
-            yield AuditRow(_shown_day(day), tenant_id, device_id, meter_id, *_tallies(sums))
+            yield AuditRow(shown_day(day), tenant_id, device_id, meter_id, *_tallies(sums))
         if not rows:
             return
 
@@ -151,10 +149,3 @@ def _tallies(sums: list[int] | TupleRow) -> tuple[Tally, Tally, Tally, Tally]:
         Tally(numbers[4], numbers[5]),
         Tally(numbers[6], numbers[7]),
     )
-
-
-def _shown_day(day: int) -> str:
-    try:
-        return dt.date.fromordinal(_FIRST_DAY + day).isoformat()
-    except (ValueError, OverflowError):  # no calendar has it, but a clock may have said so
-        return f"day {day}"

@@ -98,14 +98,9 @@ class PostgresLetters:
                     LIMIT %(size)s
                     """,
                     {
-                        "after": after,
+                        **selector._asdict(),
                         "keys": list(selector.keys) or None,
-                        "tenant_id": selector.tenant_id,
-                        "device_id": selector.device_id,
-                        "meter_id": selector.meter_id,
-                        "reason": selector.reason,
-                        "since": selector.since,
-                        "until": selector.until,
+                        "after": after,
                         "size": size,
                     },
                 )

@@ -7,12 +7,11 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
-import meter_migrations
+from meter_lib._sqlite.building import building
 from meter_lib._sqlite.connection import connect, transaction, translated
 from meter_lib._sqlite.contents import contents_of
 from meter_lib._sqlite.file_lock import FairLock
 from meter_lib._sqlite.files import (
-    create_or_open,
     file_bytes,
     make_folder,
     sync_file,
@@ -20,7 +19,7 @@ from meter_lib._sqlite.files import (
 )
 from meter_lib._sqlite.flusher_hold import FlusherHold
 from meter_lib._sqlite.ledger import accepted_events
-from meter_lib._sqlite.limits import PAGE_BYTES, limits_of
+from meter_lib._sqlite.limits import limits_of
 from meter_lib._sqlite.moved import ARRIVED, ARRIVING, forget_departure
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
@@ -74,14 +73,7 @@ class SqliteArriving:
         path = f"{self._path}{ARRIVING}"
         with translated(path):
             self.discard()
-            os.close(create_or_open(path))
-            connection = connect(path, mode="rw", timeout_seconds=0)
-            try:
-                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-                # Nobody looks at it before it is whole and synced.
-                connection.execute("PRAGMA journal_mode = OFF").fetchone()
-                connection.execute("PRAGMA synchronous = OFF")
-                meter_migrations.migrate(connection)
+            with building(path) as connection:
                 with transaction(connection):
                     for part in rows:
                         connection.executemany(_insertion(part), part.rows)
@@ -94,8 +86,6 @@ class SqliteArriving:
                 contents = contents_of(connection)
                 _use_log(connection)
                 return contents
-            finally:
-                connection.close()
 
     def seal(self, outbox_id: str) -> None:
         """Make what was written durable, and refuse all others until `open`."""

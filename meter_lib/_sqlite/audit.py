@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 from collections import defaultdict
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -11,7 +10,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.place import Place
 from meter_lib.errors import OutboxUnavailable
-from meter_lib.upkeep import Audit, AuditRow, Tally
+from meter_lib.upkeep import Audit, AuditRow, Tally, shown_day
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,7 +23,6 @@ __all__ = ["SqliteAudit"]
 _DAY_MILLISECONDS = 86_400_000
 _EVENTS_A_STEP = 10_000
 _NOBODY = ("", "", "")
-_FIRST_DAY = dt.date(1970, 1, 1).toordinal()
 
 # A day is rounded down, before 1970 too. Units are summed in two halves, for the sum of
 # what fits 64 bits may not.
@@ -209,7 +207,7 @@ class _Auditor:
                 pending, pending_units, dead, dead_units = here.get(stream_id, (0, 0, 0, 0))
                 gone = ledger.get(stream_id, _Ledger(Tally(0, 0), Tally(0, 0)))
                 yield AuditRow(
-                    _shown_day(day),
+                    shown_day(day),
                     *named[stream_id],
                     pending=Tally(pending, pending_units),
                     dead=Tally(dead, dead_units),
@@ -241,12 +239,12 @@ class _Auditor:
         text = str(units)
         if not isinstance(events, int) or events < 0 or not (text.isascii() and text.isdigit()):
             self._problems.append(
-                f"the ledger of {_shown_day(day)} has {kind} events and units that are no numbers"
+                f"the ledger of {shown_day(day)} has {kind} events and units that are no numbers"
                 " from 0 up"
             )
             return Tally(events if isinstance(events, int) else 0, 0)
         if events == 0 and int(text):
-            self._problems.append(f"the ledger of {_shown_day(day)} has units {kind}, but no event")
+            self._problems.append(f"the ledger of {shown_day(day)} has units {kind}, but no event")
         return Tally(events, int(text))
 
     def _names(self, stream_id: int) -> tuple[str, str, str]:
@@ -254,13 +252,6 @@ class _Auditor:
             "SELECT tenant_id, device_id, meter_id FROM streams WHERE stream_id = ?", (stream_id,)
         ).fetchone()
         return _NOBODY if row is None else (str(row[0]), str(row[1]), str(row[2]))
-
-
-def _shown_day(day: int) -> str:
-    try:
-        return dt.date.fromordinal(_FIRST_DAY + day).isoformat()
-    except (ValueError, OverflowError):  # no calendar has it, but our own clock may have said so
-        return f"day {day}"
 
 
 def _written(rows: IO[str]) -> Iterator[AuditRow]:

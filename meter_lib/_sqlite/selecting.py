@@ -53,14 +53,9 @@ def selected(
                 LIMIT :size
                 """,  # noqa: S608  # columns and condition are ours
                 {
-                    "after": after,
+                    **selector._asdict(),
                     "keys": json.dumps(list(selector.keys)) if selector.keys else None,
-                    "tenant_id": selector.tenant_id,
-                    "device_id": selector.device_id,
-                    "meter_id": selector.meter_id,
-                    "reason": selector.reason,
-                    "since": selector.since,
-                    "until": selector.until,
+                    "after": after,
                     "size": size,
                 },
             ).fetchall()

@@ -22,9 +22,8 @@ import time
 from typing import TYPE_CHECKING
 
 import meter_migrations
-from meter_lib._sqlite.connection import connect
-from meter_lib._sqlite.files import create_or_open, sync_file, sync_folder
-from meter_lib._sqlite.limits import PAGE_BYTES
+from meter_lib._sqlite.building import building
+from meter_lib._sqlite.files import sync_file, sync_folder
 from meter_lib.errors import OutboxUnavailable
 from meter_lib.usage import shown
 
@@ -172,24 +171,15 @@ def replace_damaged(
 def _build(path: str, aside: str) -> Salvaged:
     from meter_lib._sqlite.salvage.rebuilding import rebuild  # noqa: PLC0415  # hardly ever needed
 
-    building = aside + _BUILDING
+    unfinished = aside + _BUILDING
     try:
-        os.close(create_or_open(building))
-        connection = connect(building, mode="rw", timeout_seconds=0)
-        try:
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            # Nobody has seen it yet: what is left of it after a crash is thrown away.
-            connection.execute("PRAGMA journal_mode = OFF").fetchone()
-            connection.execute("PRAGMA synchronous = OFF")
-            meter_migrations.migrate(connection)
+        with building(unfinished) as connection:
             salvaged = rebuild(path, connection)
-        finally:
-            connection.close()
-        sync_file(building)
+        sync_file(unfinished)
     except BaseException:
-        _remove(building)
+        _remove(unfinished)
         raise
-    os.rename(building, aside + _NEW)
+    os.rename(unfinished, aside + _NEW)
     sync_folder(os.path.dirname(path))
     return salvaged
 
