@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 from matplotlib import pyplot as plt
+from themes import THEMES, save, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_all"]
 
-_THEMES = {
-    "light": {"ink": "#1f2328", "paper": "#ffffff", "grid": "#d0d7de"},
-    "dark": {"ink": "#e6edf3", "paper": "#0d1117", "grid": "#30363d"},
-}
 # Told from each other by those who see red and green alike, on both papers.
 _COLOURS = {"in step": "#db6d28", "jitter": "#8b949e", "jitter and spread": "#2f81f7"}
 _SHOWN = ("2 minutes", "1 day", "maintenance, 10 minutes", "power cut, 1 day")
@@ -29,10 +24,8 @@ _Run = dict[str, Any]  # Any: what JSON carries
 
 def draw_all(runs: Sequence[_Run], folder: str) -> None:
     """Draw each plot into the folder, twice."""
-    os.makedirs(folder, exist_ok=True)
-    mpl.use("svg")
     for name in _PLOTS:
-        for theme in _THEMES:
+        for theme in THEMES:
             _draw(runs, name, theme, folder)
 
 
@@ -66,27 +59,7 @@ _PLOTS: Mapping[str, Callable[[Axes, _Run, str], None]] = {
 
 
 def _draw(runs: Sequence[_Run], name: str, theme: str, folder: str) -> None:
-    colours = _THEMES[theme]
-    mpl.rcParams.update(
-        {
-            "svg.hashsalt": "meter-lib",
-            "svg.fonttype": "none",
-            "font.family": "sans-serif",
-            "font.size": 9,
-            "text.color": colours["ink"],
-            "axes.labelcolor": colours["ink"],
-            "axes.edgecolor": colours["grid"],
-            "axes.facecolor": colours["paper"],
-            "figure.facecolor": colours["paper"],
-            "grid.color": colours["grid"],
-            "xtick.color": colours["ink"],
-            "ytick.color": colours["ink"],
-            "legend.labelcolor": colours["ink"],
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    )
+    use(theme, font_size=9)
     figure, grid = plt.subplots(2, 2, figsize=(8.4, 5.2), layout="constrained", sharex=True)
     for axes, outage in zip(grid.flat, _SHOWN, strict=True):
         axes.grid(visible=True, linewidth=0.6)
@@ -98,6 +71,4 @@ def _draw(runs: Sequence[_Run], name: str, theme: str, folder: str) -> None:
     grid[0][0].legend(fontsize=8)
     for axes in grid[1]:
         axes.set_xlabel("seconds since the backend is back")
-    path = os.path.join(folder, f"{name}-{theme}.svg")
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    save(figure, folder, name, theme)

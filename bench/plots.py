@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 from matplotlib import pyplot as plt
 from measuring import PERCENTILES
 from report import BYTES, PLOTS, medians, numbers
 from rows import middle_half
+from themes import THEMES, save, use
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_all"]
 
-_THEMES = {
-    "light": {"ink": "#1f2328", "paper": "#ffffff", "grid": "#d0d7de"},
-    "dark": {"ink": "#e6edf3", "paper": "#0d1117", "grid": "#30363d"},
-}
 # Told from each other by those who see red and green alike, on both papers.
 _OURS, _RAW, _OTHER = "#2f81f7", "#db6d28", "#8b949e"
 _LINES = (_OURS, _RAW, "#a371f7", _OTHER)
@@ -29,37 +24,14 @@ _LINES = (_OURS, _RAW, "#a371f7", _OTHER)
 
 def draw_all(results: Mapping[str, Any], folder: str) -> None:
     """Draw each plot into the folder, twice."""
-    os.makedirs(folder, exist_ok=True)
-    mpl.use("svg")
-    for theme, colours in _THEMES.items():
-        mpl.rcParams.update(
-            {
-                "svg.hashsalt": "meter-lib",
-                "svg.fonttype": "none",
-                "font.family": "sans-serif",
-                "font.size": 10,
-                "text.color": colours["ink"],
-                "axes.labelcolor": colours["ink"],
-                "axes.edgecolor": colours["grid"],
-                "axes.facecolor": colours["paper"],
-                "figure.facecolor": colours["paper"],
-                "grid.color": colours["grid"],
-                "xtick.color": colours["ink"],
-                "ytick.color": colours["ink"],
-                "legend.labelcolor": colours["ink"],
-                "legend.frameon": False,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-            }
-        )
+    for theme in THEMES:
+        use(theme, font_size=10)
         for name in PLOTS:
             figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
             axes.grid(visible=True, linewidth=0.6)
             axes.set_axisbelow(True)
             _DRAWN[name](axes, results)
-            path = os.path.join(folder, f"{name}-{theme}.svg")
-            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-            plt.close(figure)
+            save(figure, folder, name, theme)
 
 
 def _line(
