@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meter_worker.sandbox import Sandbox
+from tests.integration.operating import Operator
+from tests.promises.delivering import Device
+
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from tests.postgres.server import PostgresServer
@@ -29,6 +33,30 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, _state_folder: Path) 
 def outbox_path(tmp_path: Path) -> str:
     """A place for an outbox: a folder that is there, a file that is not."""
     return str(tmp_path / "outbox.db")
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    """A device and its backend; no worker of it is left when the test ends."""
+    with Sandbox() as sandbox:
+        made = Device(tmp_path, sandbox)
+        yield made
+        made.end()
+
+
+@pytest.fixture
+def operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Operator:
+    """Somebody at the command line, with an outbox and a backend that cannot be reached."""
+    path = str(tmp_path / "outbox.db")
+    monkeypatch.setenv("METER_OUTBOX", path)
+    monkeypatch.setenv("METER_CONFIG", os.devnull)
+    # Nobody answers there, and nobody else is asked.
+    monkeypatch.setenv("METER_STREAM_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("METER_ACCOUNTS_URL", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    return Operator(path, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -29,6 +29,7 @@ from meter_lib.settings import SETTINGS, Settings
 from meter_worker.cli import main
 from meter_worker.importing import LineImport
 from tests.fakes import ManualClock
+from tests.integration.operating import DIED_AT, EVENT, TIME, Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,23 +38,7 @@ if TYPE_CHECKING:
     from meter_lib.clock import Uptime
     from meter_lib.outbox import DeadLetter, Outbox
 
-EVENT = {"tenant_id": "t", "device_id": "d", "meter_id": "page.processed.basic", "total_usage": 1}
 POST = ("post", "--tenant", "t", "--device", "d", "--meter", "page.processed.basic")
-TIME = 1_790_000_000_000
-DIED_AT = 1_791_000_000_000
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        """What it printed, parsed."""
-        return json.loads(self.stdout)
 
 
 @pytest.fixture(autouse=True)

@@ -10,26 +10,13 @@ import pytest
 
 from meter_lib.clock import SystemClock
 from meter_lib.outbox import Burial, Settlement, Unanswered
-from meter_worker.sandbox import Sandbox
 from tests.integration.operating import TIME
 from tests.promises.delivering import Device, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.integration.operating import Operator
 
 REPLAY = ("dead-letters", "replay")
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Device]:
-    """The backend of the operator's outbox, and workers that deliver to it."""
-    with Sandbox() as sandbox:
-        made = Device(tmp_path, sandbox)
-        yield made
-        made.end()
 
 
 def worker_runs(device: Device, operator: Operator, **settings: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,35 +18,18 @@ import pytest
 
 from meter_lib.settings import SETTINGS
 from meter_worker.cli import main
-from meter_worker.sandbox import Sandbox
 from meter_worker.service.unit import ACCOUNT, FOLDER_MODE, STATE_FOLDER
 from tests.integration.workers import Child, eventually, post, status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from meter_worker.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("path", "sandbox")
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
 VARIABLES = {setting.variable for setting in SETTINGS} | {"METER_CONFIG"}
-
-
-@pytest.fixture(autouse=True)
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Name an outbox that does not exist yet."""
-    outbox = tmp_path / "outbox.db"
-    monkeypatch.setenv("METER_OUTBOX", str(outbox))
-    monkeypatch.setenv("METER_CONFIG", os.devnull)
-    return outbox
-
-
-@pytest.fixture(autouse=True)
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A backend that the environment names."""
-    with Sandbox() as running:
-        monkeypatch.setenv("METER_STREAM_URL", running.url)
-        monkeypatch.setenv("METER_ACCOUNTS_URL", running.url)
-        yield running
 
 
 def instructions() -> dict[str, list[str]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -30,49 +28,18 @@ from meter_worker.backend import (
     Unavailable,
 )
 from meter_worker.metrics import VERDICTS, Metrics
-from meter_worker.sandbox import Sandbox
 from tests.integration.workers import Child, eventually, post, status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from meter_worker.backend import Outcome
+    from meter_worker.sandbox import Sandbox
 
+
+pytestmark = pytest.mark.usefixtures("path", "sandbox")
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Name an outbox that does not exist yet."""
-    outbox = tmp_path / "outbox.db"
-    monkeypatch.setenv("METER_OUTBOX", str(outbox))
-    monkeypatch.setenv("METER_CONFIG", os.devnull)
-    return outbox
-
-
-@pytest.fixture(autouse=True)
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A backend that the environment names."""
-    with Sandbox() as running:
-        monkeypatch.setenv("METER_STREAM_URL", running.url)
-        monkeypatch.setenv("METER_ACCOUNTS_URL", running.url)
-        yield running
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Start workers; none of them is left when the test ends."""
-    children: list[Child] = []
-
-    def start_here(*arguments: str, python: tuple[str, ...] = ("-m", "meter_worker")) -> Child:
-        children.append(Child(tmp_path, sys.executable, *python, "worker", *arguments))
-        return children[-1]
-
-    yield start_here
-    for child in children:
-        child.process.kill()
-        child.process.wait()
 
 
 def url_of(worker: Child) -> str:

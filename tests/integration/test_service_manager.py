@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from meter_worker.notify import ServiceManager
-from meter_worker.sandbox import Sandbox
 from tests.integration.workers import Child, eventually, holder, post, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from meter_worker.sandbox import Sandbox
+
+
+pytestmark = pytest.mark.usefixtures("path", "sandbox")
 
 
 class Manager:
@@ -66,39 +69,6 @@ def manager(
         monkeypatch.delenv(name, raising=False)
     yield listening
     listening.close()
-
-
-@pytest.fixture(autouse=True)
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Name an outbox that does not exist yet."""
-    outbox = tmp_path / "outbox.db"
-    monkeypatch.setenv("METER_OUTBOX", str(outbox))
-    monkeypatch.setenv("METER_CONFIG", os.devnull)
-    return outbox
-
-
-@pytest.fixture(autouse=True)
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A backend that the environment names."""
-    with Sandbox() as running:
-        monkeypatch.setenv("METER_STREAM_URL", running.url)
-        monkeypatch.setenv("METER_ACCOUNTS_URL", running.url)
-        yield running
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Start workers; none of them is left when the test ends."""
-    children: list[Child] = []
-
-    def start_here(*arguments: str, python: tuple[str, ...] = ("-m", "meter_worker")) -> Child:
-        children.append(Child(tmp_path, sys.executable, *python, "worker", *arguments))
-        return children[-1]
-
-    yield start_here
-    for child in children:
-        child.process.kill()
-        child.process.wait()
 
 
 def test_a_worker_tells_of_its_start_and_its_end(

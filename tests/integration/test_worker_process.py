@@ -43,15 +43,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A backend that the environment names."""
-    with Sandbox() as running:
-        monkeypatch.setenv("METER_STREAM_URL", running.url)
-        monkeypatch.setenv("METER_ACCOUNTS_URL", running.url)
-        yield running
-
-
-@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
     """Start commands; none of them is left when the test ends."""
     children: list[Child] = []

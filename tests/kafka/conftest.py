@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.operating import Operator
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.kafka.brokers import Broker
     from tests.kafka.refusing import RefusingCluster
@@ -45,15 +41,3 @@ def cluster() -> Iterator[RefusingCluster]:
     made = RefusingCluster()
     yield made
     made.close()
-
-
-@pytest.fixture
-def operator(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Operator:
-    """Somebody at the command line, whose settings name an outbox and nothing else."""
-    path = str(tmp_path / "outbox.db")
-    monkeypatch.setenv("METER_OUTBOX", path)
-    monkeypatch.setenv("METER_CONFIG", os.devnull)
-    monkeypatch.chdir(tmp_path)
-    return Operator(path, capsys)
