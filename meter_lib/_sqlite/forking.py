@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from meter_lib._sqlite.flusher_hold import FlusherHold
 
-__all__ = ["ForkedFile"]
+__all__ = ["ForkedFile", "close_all"]
 
 
 class ForkedFile:
@@ -115,7 +115,8 @@ def _after_fork_in_child() -> None:
     _registry = threading.RLock()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """Close what this process has open; the garbage collector would do it without the lock."""
     for database in list(_open_databases):
         database.close()
 
@@ -125,5 +126,4 @@ os.register_at_fork(
     after_in_parent=_after_fork_in_parent,
     after_in_child=_after_fork_in_child,
 )
-# Left to the garbage collector, a connection would be closed without the lock.
-atexit.register(_close_all)
+atexit.register(close_all)
