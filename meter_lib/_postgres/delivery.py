@@ -136,9 +136,10 @@ class PostgresDelivery(PostgresPeers):
             seen = self._read_fresh(cursor, after, limit - len(events), max_bytes)
             before = len(events)
             _take(cursor, events, max_bytes)
-        if not (events[before:] and events[-1].seq <= after):
-            self._seen = seen
-        # Else, of those that showed up late there may be more.
+            # Else, of those that showed up late there may be more.
+            is_past_the_late = len(events) > before and events[-1].seq > after
+            if is_past_the_late or not cursor.rowcount:
+                self._seen = seen
         return events
 
     def _read_waiting(

@@ -124,6 +124,24 @@ def test_a_late_event_comes_once_and_is_not_read_again(
     assert due(outbox, after=3) == []
 
 
+def test_a_late_event_for_which_there_was_no_room_is_read_next_time(
+    client: MeterClient, orders: Connection, open_it: Callable[[], PostgresOutbox]
+) -> None:
+    """Where those that wait use up the bytes of a reading, a late event is not passed by."""
+    outbox = open_it()
+    client.post("t", "waits", "m", 1)
+    [waits] = outbox.due(now=NOON, limit=100, max_bytes=2**20)
+    outbox.queue([waits], until=NOON)
+    client.post("t", "late", "m", 2, metadata={"large": "x" * 5000}, connection=orders)
+    client.post("t", "d", "m", 3)
+    read = outbox.due(now=NOON, limit=100, max_bytes=2**20)
+    assert [event.total_usage for event in read] == [1, 3]
+    orders.commit()
+    [first] = outbox.due(now=NOON, limit=100, max_bytes=2000, after=read[-1].seq)
+    outbox.queue([first], until=NOON + 1)
+    assert due(outbox, after=read[-1].seq) == [2]
+
+
 def test_a_refused_post_leaves_the_transaction_as_it_was(
     client: MeterClient, orders: Connection
 ) -> None:
