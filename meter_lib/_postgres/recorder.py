@@ -75,8 +75,7 @@ class PostgresRecorder:
     def outbox_id(self) -> str:
         """Return the outbox's own name."""
         if not self._name:
-            with self._session.read() as cursor:
-                self._name = _outbox_id(cursor)
+            self._name = self._session.repeatable(_outbox_id)
         return self._name
 
     def append(
@@ -105,8 +104,7 @@ class PostgresRecorder:
         theirs = self._checked(connection)
         # Beforehand, by our own connection: nothing that others wait for is left to the caller's.
         numbers = self._streams.numbers(self._session, events)
-        with self._session.read() as cursor:
-            self._check_room(cursor, events)
+        self._session.repeatable(lambda cursor: self._check_room(cursor, events))
         try:
             with theirs.cursor(row_factory=tuple_row) as cursor:
                 # Begins it, where that is left to the first statement: what follows must be in it.

@@ -90,6 +90,18 @@ class Session:
                     raise self._server.translation(error) from error
                 return results[0]
 
+    def repeatable(self, do: Callable[[Cursor[TupleRow]], _T]) -> _T:
+        """Run what may be run twice in a transaction: again where the connection had been lost."""
+        with self._translated(), self._my_turn():
+            while True:
+                had_connection = self._connection is not None
+                try:
+                    with self._transaction() as cursor:
+                        return do(cursor)
+                except psycopg.Error:
+                    if self._connection is not None or not had_connection:
+                        raise
+
     @contextlib.contextmanager
     def write(self) -> Generator[Cursor[TupleRow]]:
         """Run a write transaction: committed at the end of the block, undone if it raises.

@@ -53,16 +53,16 @@ class Streams:
     def numbers(self, session: Session, events: Iterable[UsageEvent]) -> dict[_Stream, int]:
         """Return the number of each event's stream.
 
-        New ones are made in transactions of their own: whoever posts to the same stream need
-        not wait for a caller's transaction. One without events does no harm.
+        New ones are made in a transaction of their own: whoever posts to the same stream need
+        not wait for a caller's. One without events does no harm.
         """
         streams = {(event.tenant_id, event.device_id, event.meter_id) for event in events}
         known = {stream: self._known[stream] for stream in streams if stream in self._known}
         new = sorted(streams - known.keys())
         if new:
-            with session.statements() as cursor:
-                for stream in new:
-                    known[stream] = _number(cursor, stream)
+            # In one order, or two that share streams could wait for each other.
+            made = session.repeatable(lambda cursor: [_number(cursor, stream) for stream in new])
+            known.update(zip(new, made, strict=True))
             if len(self._known) + len(new) > _MOST_REMEMBERED:
                 self._known.clear()
             self._known.update((stream, known[stream]) for stream in new)

@@ -76,16 +76,32 @@ def test_a_program_that_forks_posts_from_both_sides(postgres_url: str) -> None:
 
 
 def test_a_connection_that_was_lost_meanwhile_costs_no_post(postgres_url: str) -> None:
-    """A server that was restarted between two posts is not noticed by the second."""
-    with MeterClient(settings=Settings(outbox=postgres_url)) as client:
+    """A server that was restarted between two posts is not noticed by the second.
+
+    Be it of a stream that is new, or in the caller's own transaction.
+    """
+    with (
+        psycopg.connect(postgres_url, autocommit=True) as operator,
+        MeterClient(settings=Settings(outbox=postgres_url)) as client,
+    ):
+
+        def cut() -> None:
+            ours = "FROM pg_stat_activity WHERE application_name = 'meter-lib'"
+            operator.execute(f"SELECT pg_terminate_backend(pid) {ours}")
+            eventually(lambda: not operator.execute(f"SELECT 1 {ours}").fetchall())
+
         client.post("t", "d", "m", 1)
-        with psycopg.connect(postgres_url, autocommit=True) as operator:
-            operator.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name = 'meter-lib'"
-            )
+        cut()
         assert client.post("t", "d", "m", 2)["status"] == "queued"
-        assert client._outbox.status().accepted == 2
+        cut()
+        assert client.post("t", "d", "new", 3)["status"] == "queued"
+        cut()
+        with operator.transaction():
+            client.post("t", "d", "new", 4, connection=operator)
+        cut()
+        with operator.transaction():
+            client.post("t", "d", "newer", 5, connection=operator)
+        assert client._outbox.status().accepted == 5
 
 
 def test_a_server_that_is_away_refuses_posts_and_says_so(
