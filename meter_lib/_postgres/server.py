@@ -57,7 +57,10 @@ class Server:
     def connect(self) -> Connection[TupleRow]:
         """Return a new connection, each statement a transaction unless one is begun."""
         # Nothing is prepared on the server: behind a pooler the next statement may meet another.
-        return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
+        connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
+        # Whatever the database has as its default: what others commit meanwhile is no error.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return connection
 
     def translation(self, error: psycopg.Error) -> OutboxUnavailable:
         """The error of the driver in our words; what was asked for has not happened."""

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,29 @@ def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> 
         open_outbox(Settings(outbox=url))
     assert "s3cret" not in str(refused.value)
     assert (refused.value.__cause__, refused.value.__context__) == (None, None)
+
+
+def test_a_stricter_default_of_the_server_refuses_no_post(postgres_url: str) -> None:
+    """Where transactions are serializable unless they say otherwise, ours say so."""
+    strict = f"{postgres_url}?options=-c%20default_transaction_isolation%3Dserializable"
+    clients = [MeterClient(settings=Settings(outbox=strict)) for _ in range(4)]
+    together = threading.Barrier(len(clients))
+    statuses: list[str] = []
+
+    def post(client: MeterClient) -> None:
+        together.wait()
+        for number in range(10):
+            receipt = client.post("t", f"d{number}", "m", 1, idempotency_key=f"{number}")
+            statuses.append(receipt["status"])
+
+    posting = [threading.Thread(target=post, args=(client,)) for client in clients]
+    for thread in posting:
+        thread.start()
+    for thread in posting:
+        thread.join()
+    for client in clients:
+        client.close()
+    assert (statuses.count("queued"), statuses.count("duplicate")) == (10, 30)
 
 
 def test_settings_that_a_server_has_not_are_refused() -> None:
