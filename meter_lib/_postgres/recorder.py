@@ -49,6 +49,11 @@ __all__ = ["PostgresRecorder"]
 _SECONDS_BETWEEN_CALLS = 0.1
 # For keys that others record at the same moment.
 _MOST_TRIES = 3
+# How long a post under a key that another transaction is recording waits for its end. As long
+# as that may stay open, others of this process take their turns in between.
+_PATIENCE_SECONDS = 10.0
+_LOCK_TIMEOUT = "50ms"
+_SECONDS_BETWEEN_TRIES = 0.05
 # As `bytes` of the table has it, beside the payload.
 _ROW_BYTES = 400
 
@@ -85,6 +90,21 @@ class PostgresRecorder:
         if not events:
             return []
         at = Moment(now, uptime)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            return self._append(events, at)
+        except OutboxUnavailable as error:
+            if not _is_locked(error):
+                raise
+        while True:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+            try:
+                return self._record([(events, at)])[0]
+            except OutboxUnavailable as error:
+                if not _is_locked(error) or time.monotonic() >= deadline:
+                    raise
+
+    def _append(self, events: Sequence[UsageEvent], at: Moment) -> list[Receipt]:
         thread = threading.get_ident()
         if thread == threading.main_thread().ident:
             # Signal handlers run in this thread only: nobody waits for it, and it for nobody.
@@ -161,9 +181,7 @@ class PostgresRecorder:
             except (KeyConflict, OutboxFull):
                 pass
             except OutboxUnavailable as error:
-                for post in posts:
-                    post.error = type(error)(str(error))
-                    post.error.__cause__ = error
+                self._refuse(posts, error)
                 return
             else:
                 for post, its_receipts in zip(posts, receipts, strict=True):
@@ -174,6 +192,18 @@ class PostgresRecorder:
                 [post.receipts] = self._record([(post.events, post.at)])
             except MeterError as error:
                 post.error = error
+
+    def _refuse(self, posts: Sequence[Post], error: OutboxUnavailable) -> None:
+        """Give each the error; but what has no key waits for nobody, and is recorded."""
+        keyless = [post for post in posts if all(e.idempotency_key is None for e in post.events)]
+        if not _is_locked(error) or len(keyless) == len(posts):
+            keyless = []
+        for post in posts:
+            if post not in keyless:
+                post.error = type(error)(str(error))
+                post.error.__cause__ = error.__cause__
+        if keyless:
+            self._record_together(keyless)
 
     def _record(
         self, batches: Sequence[tuple[Sequence[UsageEvent], Moment]]
@@ -190,7 +220,7 @@ class PostgresRecorder:
 
         for _ in range(_MOST_TRIES):
             with contextlib.suppress(_Overtaken):
-                return self._session.capture(record)
+                return self._session.capture(record, lock_timeout=_LOCK_TIMEOUT)
         raise OutboxUnavailable(f"{self._server.location}: its keys are being recorded by others")
 
     def _insert(
@@ -269,6 +299,11 @@ class PostgresRecorder:
         if time.monotonic() >= self._call_again_at:
             self._call_again_at = time.monotonic() + _SECONDS_BETWEEN_CALLS
             cursor.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
+
+
+def _is_locked(error: OutboxUnavailable) -> bool:
+    """Return whether another transaction was in the way, as one that records the same key."""
+    return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
 
 
 def _outbox_id(cursor: Cursor[TupleRow]) -> str:

@@ -68,6 +68,8 @@ class Server:
         message = f"{self.location}: {lines[0][:_LONGEST_MESSAGE]}"
         if isinstance(error, psycopg.errors.DiskFull):
             return OutboxFull(f"{message}; nothing was recorded")
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            message += ": another transaction, which may be recording the same key, has not ended"
         return OutboxUnavailable(message)
 
 

@@ -55,7 +55,9 @@ class Session:
 
     # -- transactions -----------------------------------------------------------------
 
-    def capture(self, record: Callable[[Cursor[TupleRow]], _T]) -> _T:
+    def capture(
+        self, record: Callable[[Cursor[TupleRow]], _T], *, lock_timeout: str = _LOCK_TIMEOUT
+    ) -> _T:
         """Run what records new events in a transaction; return its result once it is durable.
 
         It may be run twice: the second time on a new connection, where the first was lost
@@ -76,7 +78,7 @@ class Session:
                                    set_config('synchronous_commit', %s, true),
                                    set_config('lock_timeout', %s, true)
                             """,
-                            (self._synchronous, _LOCK_TIMEOUT),
+                            (self._synchronous, lock_timeout),
                         )
                         number = _only(cursor)
                         results.append(record(cursor))

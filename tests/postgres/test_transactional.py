@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from meter_lib import InvalidUsage, InvalidUsageType, KeyConflict, MeterClient, Settings
+from meter_lib import (
+    InvalidUsage,
+    InvalidUsageType,
+    KeyConflict,
+    MeterClient,
+    OutboxUnavailable,
+    Settings,
+)
+from meter_lib._sqlite.post_queue import Moment, Post
 from meter_lib.outbox import Settlement
+from meter_lib.usage import usage_event
 from tests.promises.delivering import METER, eventually, first_arrivals
 
 if TYPE_CHECKING:
@@ -180,6 +189,51 @@ def test_a_key_that_another_transaction_is_recording_is_waited_for(
     orders.commit()
     other.join()
     assert (receipts, client._outbox.status().accepted) == (["duplicate"], 1)
+
+
+def test_who_waits_for_a_key_keeps_no_other_thread_waiting(
+    client: MeterClient, orders: Connection
+) -> None:
+    """While one post waits for another transaction's end, those of other threads are recorded."""
+    client.post("t", "d", "m", 1, idempotency_key="k", connection=orders)
+    together = threading.Barrier(9)
+    receipts: list[str] = []
+    waited_for: list[str] = []
+
+    def post() -> None:
+        together.wait()
+        receipts.extend(client.post("t", "d", "m", number)["status"] for number in range(5))
+
+    def wait() -> None:
+        together.wait()
+        waited_for.append(client.post("t", "d", "m", 1, idempotency_key="k")["status"])
+
+    waiting = threading.Thread(target=wait)
+    posting = [threading.Thread(target=post) for _ in range(8)]
+    for thread in (waiting, *posting):
+        thread.start()
+    for thread in posting:
+        thread.join()
+    assert (receipts, waited_for) == (["queued"] * 40, [])
+    orders.commit()
+    waiting.join()
+    assert waited_for == ["duplicate"]
+
+
+def test_who_waits_for_a_key_takes_no_other_post_with_it(
+    client: MeterClient, orders: Connection
+) -> None:
+    """Posts that would share a commit with one that waits are recorded without it."""
+    client.post("t", "d", "m", 1, idempotency_key="k", connection=orders)
+    posts = [
+        Post([usage_event("t", "d", "m", 1, idempotency_key=key)], Moment(NOON, None), 0)
+        for key in (None, "k", None)
+    ]
+    client._outbox._record_together(posts)
+    assert [post.receipts is not None for post in posts] == [True, False, True]
+    with pytest.raises(OutboxUnavailable, match="may be recording the same key"):
+        raise posts[1].error or AssertionError
+    assert client._outbox.status().accepted == 2
 
 
 def test_a_connection_that_cannot_carry_an_event_is_refused(
