@@ -15,6 +15,8 @@ from meter_lib._postgres.streams import SHARDS
 from meter_lib.errors import OutboxUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from psycopg import Cursor
     from psycopg.rows import TupleRow
 
@@ -72,19 +74,32 @@ class Holding:
             if fair > SHARDS - len(shares.held - held) and not self._shared:
                 return False
             for shard in sorted(held)[fair:]:
-                cursor.execute("SELECT pg_advisory_unlock(%s, %s)", (_SHARD_LOCKS, shard))
+                _unlock(cursor, shard)
                 held.discard(shard)
-            for shard in ALL_SHARDS:
-                if len(held) < fair and shard not in shares.held:
-                    cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SHARD_LOCKS, shard))
-                    [(is_ours,)] = cursor.fetchall()
-                    if is_ours:
-                        held.add(shard)
+            free = [shard for shard in ALL_SHARDS if shard not in shares.held]
+            held |= self._take(cursor, free, fair - len(held))
         self._look_again_at = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         self._held = held or None
         if held:
             self._session.pin()
         return bool(held)
+
+    def _take(self, cursor: Cursor[TupleRow], free: Sequence[int], most: int) -> set[int]:
+        """Lock at most so many shards and return them: those that nobody else has taken since."""
+        taken: set[int] = set()
+        for shard in free:
+            if len(taken) >= most:
+                break
+            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SHARD_LOCKS, shard))
+            [(is_ours,)] = cursor.fetchall()
+            if is_ours:
+                taken.add(shard)
+            elif not self._shared:
+                # Of two that begin at once, whoever has the first has all, the other none.
+                for one in taken:
+                    _unlock(cursor, one)
+                return set()
+        return taken
 
     def keeps(self) -> bool:
         """Return whether they are still held, and still a fair share."""
@@ -135,6 +150,10 @@ class Holding:
         )
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", (_WORKER_LOCKS, backend))
         self._known_by = backend
+
+
+def _unlock(cursor: Cursor[TupleRow], shard: int) -> None:
+    cursor.execute("SELECT pg_advisory_unlock(%s, %s)", (_SHARD_LOCKS, shard))
 
 
 def workers(cursor: Cursor[TupleRow]) -> list[int]:

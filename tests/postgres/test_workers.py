@@ -211,6 +211,30 @@ def test_where_one_is_to_deliver_the_others_wait_for_its_end(postgres_url: str) 
         assert (second.try_hold(), first.try_hold()) == (True, False)
 
 
+def test_of_two_that_begin_at_once_one_delivers(postgres_url: str) -> None:
+    """Where a worker holds all or nothing, none is left with a part for good."""
+    both = [PostgresOutbox(postgres_url, max_bytes=2**22, shared=False) for _ in range(2)]
+    together = threading.Barrier(2)
+
+    def take(outbox: PostgresOutbox) -> None:
+        outbox.link("events")
+        together.wait()
+        outbox.try_hold()
+
+    for _ in range(20):
+        taking = [threading.Thread(target=take, args=(outbox,)) for outbox in both]
+        for thread in taking:
+            thread.start()
+        for thread in taking:
+            thread.join()
+        assert sorted(outbox._holding._held is not None for outbox in both) == [False, True]
+        assert {len(outbox._holding.shards) for outbox in both} == {32}
+        for outbox in both:
+            outbox.release()
+    for outbox in both:
+        outbox.close()
+
+
 def test_a_worker_of_another_host_is_told_apart(
     open_it: Callable[[], PostgresOutbox],
 ) -> None:
