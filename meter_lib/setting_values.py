@@ -192,6 +192,8 @@ def outbox_path(value: object) -> str:
     path = file_path(value)
     if os.path.isdir(path):
         raise ValueError("the path of a file, not of a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("the path of a file, not of a device, a pipe or a socket")
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 import meter_migrations
@@ -77,9 +78,10 @@ def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
     """Return a connection that can only read; make nothing. Needs no lock."""
     keep_out(path)
     try:
-        os.stat(path)
+        mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise OutboxMissing(f"there is no outbox at {path}") from None
+    _refuse_special(path, mode)
     connection = connect(path, mode="ro", timeout_seconds=timeout_seconds)
     try:
         version = _schema_version(connection, path)
@@ -102,13 +104,23 @@ def open_read_only(path: str, *, timeout_seconds: float) -> sqlite3.Connection:
 
 
 def _is_new(path: str) -> bool:
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_special(path, os.stat(path).st_mode)
     if file_bytes(path):
         return False
     if file_bytes(f"{path}-wal"):
         raise DamagedLog("it is gone or empty, and its log is not")
     return True
+
+
+def _refuse_special(path: str, mode: int) -> None:
+    """Raise for a folder, and for a device, a pipe or a socket: all but the first look empty."""
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OutboxUnavailable(
+            f"{path} is not an outbox: it is a device, a pipe or a socket; it was left untouched"
+        )
 
 
 def _create(path: str, timeout_seconds: float) -> None:

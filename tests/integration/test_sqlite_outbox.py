@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -331,6 +332,37 @@ def test_a_folder_in_its_place_is_named(
     (tmp_path / "outbox.db").mkdir()
     with pytest.raises(OutboxUnavailable, match=f"{re.escape(outbox_path)} .*[Dd]irectory"):
         opened().append([use()], now=NOON)
+
+
+def _pipe(path: str) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        # By its name alone: the path of a socket has to be short.
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        listener.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        os.close(folder)
+
+
+@pytest.mark.parametrize("make", [_pipe, _socket])
+@pytest.mark.parametrize("read_only", [False, True], ids=["writing", "reading"])
+def test_a_pipe_or_a_socket_in_its_place_stays(
+    opened: Callable[..., SqliteOutbox],
+    outbox_path: str,
+    make: Callable[[str], None],
+    *,
+    read_only: bool,
+) -> None:
+    """What looks like an empty file and is none, such as a device, is not replaced by an outbox."""
+    make(outbox_path)
+    before = os.stat(outbox_path)
+    outbox = opened(read_only=read_only)
+    with pytest.raises(OutboxUnavailable, match="a device, a pipe or a socket"):
+        outbox.status()
+    after = os.stat(outbox_path)
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
 
 
 def test_an_empty_file_becomes_an_outbox(

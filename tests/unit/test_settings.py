@@ -237,6 +237,7 @@ BAD: list[tuple[str, object, str, str]] = [
     ("outbox", "/a/", "'/a/'", PATH + ", not of a folder"),
     ("outbox", "/", "'/'", PATH + ", not of a folder"),
     ("outbox", "/dev", "'/dev'", PATH + ", not of a folder"),
+    ("outbox", "/dev/null", "'/dev/null'", PATH + ", not of a device, a pipe or a socket"),
     ("outbox", "/a\x00\x1b\n\u202e", r"'/a\x00\x1b\n\u202e'", PATH + ", in UTF-8 and without"),
     ("outbox", "/a\udcff", r"'/a\udcff'", PATH + ", in UTF-8 and without control characters"),
     ("outbox", ":memory:", "':memory:'", PATH),
