@@ -11,7 +11,7 @@ from meter_lib.meters import warn_once_if_unknown
 from meter_lib.opening import open_outbox
 from meter_lib.pool import in_thread
 from meter_lib.settings import Settings
-from meter_lib.usage import session_event, usage_event, usage_event_from
+from meter_lib.usage import session_event, shown, usage_event, usage_event_from
 
 if TYPE_CHECKING:
     import os
@@ -242,7 +242,13 @@ class _Stopwatch:
 
 def _checked(events: Iterable[Mapping[str, object]]) -> list[UsageEvent]:
     checked: list[UsageEvent] = []
-    for index, arguments in enumerate(events):
+    try:
+        each = iter(events)
+    except TypeError:
+        raise InvalidUsageType(
+            f"events is {shown(events)}: it must be an iterable of mappings, one an event"
+        ) from None
+    for index, arguments in enumerate(each):
         try:
             checked.append(usage_event_from(arguments))
         except (InvalidUsage, InvalidUsageType) as error:

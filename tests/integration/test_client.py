@@ -255,6 +255,8 @@ def _interrupted() -> Iterator[dict[str, Any]]:
             r"^event 2: idempotency_key 'taken'",
         ),
         (_interrupted(), RuntimeError, "the source is broken"),
+        (7, InvalidUsageType, r"^events is 7: it must be an iterable"),
+        (None, InvalidUsageType, r"^events is None: it must be an iterable"),
     ],
 )
 def test_many_are_recorded_all_or_none(
