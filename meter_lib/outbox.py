@@ -154,9 +154,9 @@ class Delivery(Protocol):
     def keeps_hold(self) -> bool:
         """Return whether what was held by `try_hold` still is, and is to be.
 
-        False where it was lost, or others have come or gone so that it is to be shared out
-        anew: then nothing more is to be begun, and `try_hold` called again by a flusher that
-        knows nothing.
+        False where it was lost, where another outbox has come to the place, or where others have
+        come or gone so that it is to be shared out anew: then nothing more is to be begun, and
+        `try_hold` called again by a flusher that knows nothing.
         """
         ...
 

@@ -69,6 +69,7 @@ class Database(LeavingFile, ForkedFile):
         self._reserve = Reserve(f"{self.path}.reserve", self.limits.reserve_bytes)
         self._pages_until_look = 0
         self._hold = FlusherHold(f"{self.path}.flusher")
+        self._held_file = 0
         self.watch_forks()
 
     # -- transactions -----------------------------------------------------------------
@@ -336,7 +337,12 @@ class Database(LeavingFile, ForkedFile):
                 if self._read_only or not self._reserve.release():
                     raise
                 self._opened()
+            self._held_file = self.times_opened
             return self._hold.try_take()
+
+    def keeps_hold(self) -> bool:
+        """Return whether it is held, and the same file still that it was taken for."""
+        return self._held_file == self.times_opened and self._hold.is_kept()
 
     def release(self) -> None:
         """End the hold, if there is one."""

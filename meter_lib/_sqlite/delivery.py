@@ -79,8 +79,8 @@ class SqliteDelivery(SqlitePeers):
         return self._database.try_hold()
 
     def keeps_hold(self) -> bool:
-        """Return True: the kernel ends the hold with this process only."""
-        return True
+        """Return whether the files are those that are held: others may have replaced them."""
+        return self._database.keeps_hold()
 
     def call_when_posted(self, wake: Callable[[], None]) -> None:
         """Do nothing: a file tells nobody that it was written."""

@@ -86,6 +86,13 @@ class FileLock:
         """Return whether somebody has left a mark. Call it while holding."""
         return os.fstat(self._open()).st_size > 0
 
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to the file that is open."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
     def holder(self) -> int | None:
         """Return the process id that the holder wrote, 0 if none, or None where nobody holds it."""
         try:

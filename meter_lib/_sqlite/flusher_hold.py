@@ -16,8 +16,9 @@ class FlusherHold:
 
     def try_take(self) -> bool:
         """Take it and return True, or return False where another flusher has it."""
-        if self._held is not None:
+        if self.is_kept():
             return True
+        self.release()
         lock = FileLock(self._path)
         if not lock.try_acquire():
             lock.close()
@@ -25,6 +26,10 @@ class FlusherHold:
         lock.sign()
         self._held = lock
         return True
+
+    def is_kept(self) -> bool:
+        """Return whether there is a hold that others can see: its file may be gone meanwhile."""
+        return self._held is not None and self._held.is_in_place()
 
     def release(self) -> None:
         """End the hold, if there is one."""

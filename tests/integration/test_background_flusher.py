@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,22 @@ def test_a_second_flusher_takes_over_when_the_holder_stops(
     program.post()
     assert second.flush(2)
     assert (sandbox.count, program.status.delivered) == (3, 3)
+
+
+def test_an_outbox_that_is_made_anew_is_delivered_from_its_first_event_on(
+    program: Program, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Where another outbox comes to the place of the one that was open, it is held and read."""
+    with program.flusher() as flusher:
+        program.post(5)
+        assert flusher.flush(10)
+        for file in tmp_path.iterdir():
+            file.unlink()
+        program.post(3)
+        assert flusher.flush(10)
+        with contextlib.closing(open_outbox(program.settings)) as other:
+            assert other.holder() == os.getpid()
+    assert (sandbox.count, program.status.delivered) == (8, 3)
 
 
 def test_several_flushers_at_once_send_nothing_twice(program: Program, sandbox: Sandbox) -> None:
