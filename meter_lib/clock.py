@@ -115,12 +115,12 @@ def _uptime_milliseconds() -> int:
 @functools.lru_cache(maxsize=1)
 def _adjtimex() -> Callable[[], int] | None:
     """Return adjtimex(2), or None where there is none; an idle flusher asks five times a second."""
-    # Only those who deliver ask, and a host that records need not wait for it.
-    import ctypes  # noqa: PLC0415  # see above
-
     try:
+        # Only those who deliver ask, and a host that records need not wait for it.
+        import ctypes  # noqa: PLC0415  # see above
+
         function = ctypes.CDLL(None).adjtimex
-    except (OSError, AttributeError):
+    except (ImportError, OSError, AttributeError):  # of a Python that was built without, too
         return None
     # All zero, it asks and changes nothing.
     return lambda: int(function(ctypes.create_string_buffer(_LARGEST_TIMEX_BYTES)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -99,6 +100,29 @@ def test_without_a_doorbell_looks_are_regular(tmp_path: Path) -> None:
     assert [waits.seconds(is_busy=busy) for busy in (False, False, True)] == [0.3] * 3
     assert 0 < waits.seconds(is_busy=False) <= 0.3
     waits.end()
+
+
+def test_a_python_without_ctypes_delivers_all_the_same(tmp_path: Path) -> None:
+    """Some are built without it: then nobody rings, and nobody knows whether the clock is right."""
+    outbox = str(tmp_path / "outbox.db")
+    post(outbox)
+    script = """
+import sys
+sys.modules["ctypes"] = None
+from meter_worker.cli import main
+main(sys.argv[1:])
+"""
+    with Sandbox() as sandbox:
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-c", script, "flush", "--outbox", outbox, "--timeout", "10"),
+                *("--stream-url", sandbox.url, "--accounts-url", sandbox.url),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ran.returncode, sandbox.count) == (0, 1), ran.stderr
 
 
 def test_waits_are_long_when_it_is_calm_and_short_after_a_ring(

@@ -39,13 +39,13 @@ class Doorbell:
 
     def open(self) -> None:
         """Begin to listen, where that is possible; the folder is there."""
-        # Needed here only, and only by those who deliver.
-        import ctypes  # noqa: PLC0415  # see above
-
-        self._library = ctypes.CDLL(None)
         try:
+            # Needed here only, and only by those who deliver.
+            import ctypes  # noqa: PLC0415  # see above
+
+            self._library = ctypes.CDLL(None)
             self._descriptor = self._library.inotify_init1(os.O_CLOEXEC)
-        except AttributeError:  # no Linux
+        except (ImportError, OSError, AttributeError):  # no Linux, or a Python built without
             return
         if self._descriptor >= 0:
             mask = _MODIFIED | _DELETED_SELF | _MOVED_SELF
