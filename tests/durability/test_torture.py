@@ -129,12 +129,13 @@ def test_a_device_is_tortured_in_a_folder_of_its_own(tmp_path: Path) -> None:
     }
 
 
-def test_a_report_is_for_people(tmp_path: Path) -> None:
-    """Without --json it says in words what was tried and what came of it."""
+@pytest.mark.parametrize("outbox", ["outbox.db", "not/yet/outbox.db"])
+def test_a_report_is_for_people(tmp_path: Path, outbox: str) -> None:
+    """Without --json it says in words what was tried, before the first event as well."""
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "meter_worker", "torture", "--kills", "1", "--images", "0"),
-            *("--outbox", str(tmp_path / "outbox.db")),
+            *("--outbox", str(tmp_path / outbox)),
         ],
         capture_output=True,
         text=True,
@@ -143,6 +144,7 @@ def test_a_report_is_for_people(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "\nlost " in ran.stdout
     assert ran.stdout.endswith("\nEverything that was acknowledged is there.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["", "there", "link"])

@@ -70,7 +70,7 @@ def torture(
     live = settings_from(config, outbox=outbox).outbox
     if is_server_url(live):
         raise click.UsageError("it tries the disk of this device, and the outbox is on a server")
-    folder = folder or os.path.join(os.path.dirname(live), f"meter-torture-{os.getpid()}")
+    folder = folder or os.path.join(_nearest_folder(live), f"meter-torture-{os.getpid()}")
     with progress_bar(kills + images, "Torturing") as bar:
         try:
             report = run(
@@ -84,6 +84,14 @@ def torture(
         _print(report)
     if not report.passed:
         raise click.exceptions.Exit(1)
+
+
+def _nearest_folder(outbox: str) -> str:
+    """Return the folder of the outbox, or the one above it that is there before its first event."""
+    folder = os.path.dirname(outbox)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def _as_json(report: Report, seed: int) -> dict[str, Any]:  # Any: what JSON can carry
