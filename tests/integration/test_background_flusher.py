@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -251,6 +252,19 @@ def test_an_outbox_that_is_made_anew_is_delivered_from_its_first_event_on(
         with contextlib.closing(open_outbox(program.settings)) as other:
             assert other.holder() == os.getpid()
     assert (sandbox.count, program.status.delivered) == (8, 3)
+
+
+def test_what_ends_delivery_is_said_in_the_log(
+    program: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that cannot go on prints no traceback into the program that it is part of."""
+    program.post()
+    with contextlib.closing(sqlite3.connect(program.settings.outbox)) as connection:
+        connection.execute("PRAGMA user_version = 1000")
+    flusher = program.flusher()
+    flusher.start()
+    eventually(lambda: "delivery ended by a fault: SchemaTooNew" in caplog.text)
+    assert flusher.stop()
 
 
 def test_several_flushers_at_once_send_nothing_twice(program: Program, sandbox: Sandbox) -> None:

@@ -52,7 +52,7 @@ class BackgroundFlusher:
         self._loop = flush_loop(self.settings)
         # A daemon thread: a program that ends without stop() ends, and loses nothing.
         self._thread = threading.Thread(
-            target=self._loop.run, name="meter-lib flusher", daemon=True
+            target=self._loop.run_to_its_end, name="meter-lib flusher", daemon=True
         )
         self._thread.start()
 

@@ -210,14 +210,9 @@ class _LoopThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._loop.run(self._pulse.turn, turn_seconds=self._pulse.turn_seconds)
-            self.ended_well = True
-        except Exception as error:
-            # Not to be waited out: what is known about it is logged, and a supervisor starts anew.
-            detail = f"{type(error).__name__}: {error}"
-            fault = {"event": "delivery_fault", "detail": detail}
-            _logger.critical("delivery ended by a fault: %s", detail, extra=fault)
-            _logger.debug("this is where it happened", exc_info=True, extra=fault)
+            self.ended_well = self._loop.run_to_its_end(
+                self._pulse.turn, turn_seconds=self._pulse.turn_seconds
+            )
         finally:
             self._signals.wake()
 

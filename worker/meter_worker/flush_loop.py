@@ -99,6 +99,21 @@ class FlushLoop:
             self._say_delivered(at_once=True)
             self.outbox.close()
 
+    def run_to_its_end(
+        self, turned: Callable[[], None] | None = None, *, turn_seconds: float = math.inf
+    ) -> bool:
+        """Do as `run` does, for a thread: a fault that ends it is logged, and False returned."""
+        try:
+            self.run(turned, turn_seconds=turn_seconds)
+        except Exception as error:
+            # Not to be waited out: what is known about it is logged, and a supervisor starts anew.
+            detail = f"{type(error).__name__}: {error}"
+            fault = {"event": "delivery_fault", "detail": detail}
+            _logger.critical("delivery ended by a fault: %s", detail, extra=fault)
+            _logger.debug("this is where it happened", exc_info=True, extra=fault)
+            return False
+        return True
+
     def stop(self, *, within_seconds: float = 0.0) -> None:
         """Make `run` return soon, from any thread; begin nothing new.
 
