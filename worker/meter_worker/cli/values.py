@@ -32,6 +32,9 @@ _ISO = re.compile(
 )
 
 
+_LIKELY_MISTAKES = (8, 10)  # digits
+
+
 class SettingText(_ParamType):
     """The text of a setting, checked by the setting's own rule."""
 
@@ -66,13 +69,13 @@ class Instant(_ParamType):
         """Return milliseconds since 1970."""
         if isinstance(value, int):
             return value
-        # As many digits as usage events have: seconds, or a date without hyphens, are mistakes.
-        if re.fullmatch(r"[1-9]\d{12}", value, re.ASCII):
+        # A device may believe in 1970. But a date without hyphens, and seconds, are mistakes.
+        if re.fullmatch(r"\d{1,13}", value, re.ASCII) and len(value) not in _LIKELY_MISTAKES:
             return int(value)
         milliseconds = _iso_milliseconds(value)
         if milliseconds is None:
             self.fail(
-                f"{shown(value)} is no instant: give milliseconds since 1970 (13 digits) or"
+                f"{shown(value)} is no instant: give milliseconds since 1970 (13 digits today) or"
                 " ISO 8601, such as 2026-11-01 or 2026-11-01T08:30Z",
                 param,
                 ctx,
