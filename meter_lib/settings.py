@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
+from meter_lib.certificates import refused_certificate
 from meter_lib.errors import InvalidSetting
 from meter_lib.setting_sources import (
     CONFIG_VARIABLE,
@@ -268,6 +269,7 @@ _SECRETS = (
     (Settings.api_key, Settings.api_key_file),
     (Settings.stream_token, Settings.stream_token_file),
 )
+_OWN_TLS = ("client_cert", "client_key")
 
 
 def outbox_in_environment() -> str:
@@ -342,6 +344,12 @@ def _values(
             path = values[setting.field]
             if path is not None and not os.access(path, os.R_OK):
                 raise setting.refusal(path, "a file that can be read")
+        # librdkafka may be told the password of a key.
+        own = [values[field] if values["sink"] == "rest" else None for field in _OWN_TLS]
+        refused = refused_certificate(values["ca_bundle"], *own)
+        if refused is not None:
+            field, remedy = refused
+            raise _BY_FIELD[field].refusal(values[field], remedy)
     return {**values, "origins": origins}
 
 

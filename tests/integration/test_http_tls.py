@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from meter_lib import InvalidSetting, Settings
 from meter_lib.clock import SystemClock
 from meter_worker.backend import Request, Unavailable
 from meter_worker.http_link import HttpLink, LinkFailed
@@ -253,6 +255,46 @@ def test_our_own_certificate_is_shown_where_one_is_asked_for(
 
     assert failure(url, authority)
     assert send(url, authority, client_cert=str(device.path)) == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("ca_bundle", {"ca_bundle": "text"}),
+        ("ca_bundle", {"ca_bundle": "empty"}),
+        ("client_cert", {"client_cert": "text"}),
+        ("client_cert", {"client_cert": "certificate.pem"}),
+        ("client_key", {"client_cert": "certificate.pem", "client_key": "text"}),
+        ("client_key", {"client_cert": "certificate.pem", "client_key": "stranger.pem"}),
+        ("client_key", {"client_cert": "certificate.pem", "client_key": "locked.pem"}),
+        (None, {"client_cert": "certificate.pem", "client_key": "device.pem"}),
+        (None, {"client_cert": "device.pem", "ca_bundle": "authority.pem"}),
+        (None, {"ca_bundle": "."}),
+    ],
+)
+def test_files_of_tls_that_cannot_be_used_are_refused_at_the_start(
+    tmp_path: Path, authority: Identity, field: str | None, given: dict[str, str]
+) -> None:
+    """Not at the first request, of an hour later; and no password of a key is asked for."""
+    (tmp_path / "text").write_text("no certificate")
+    (tmp_path / "empty").touch()
+    device = issued(tmp_path / "device.pem", authority)
+    issued(tmp_path / "stranger.pem")
+    public = device.certificate.public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "certificate.pem").write_bytes(public)
+    (tmp_path / "locked.pem").write_bytes(
+        device.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"a password"),
+        )
+    )
+    paths = {name: os.path.normpath(tmp_path / file) for name, file in given.items()}
+    if field is None:
+        assert Settings(**paths).client_cert == paths.get("client_cert")
+    else:
+        with pytest.raises(InvalidSetting, match=f"^METER_{field.upper()} "):
+            Settings(**paths)
 
 
 def test_an_outage_for_want_of_trust_wants_an_operator(
