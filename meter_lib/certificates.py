@@ -8,7 +8,7 @@ __all__ = ["refused_certificate"]
 
 
 def refused_certificate(
-    ca_bundle: str | None, client_cert: str | None, client_key: str | None
+    ca_bundle: str | None, client_cert: str | None = None, client_key: str | None = None
 ) -> tuple[str, str] | None:
     """Return which of these settings cannot be used, and the words for what it must be; or None.
 

@@ -269,7 +269,6 @@ _SECRETS = (
     (Settings.api_key, Settings.api_key_file),
     (Settings.stream_token, Settings.stream_token_file),
 )
-_OWN_TLS = ("client_cert", "client_key")
 
 
 def outbox_in_environment() -> str:
@@ -335,21 +334,7 @@ def _values(
             if values[file.field] is not None:
                 values[secret.field] = token_in_file(file, values[file.field])
                 origins[secret.field] = values[file.field]
-        for setting in (
-            Settings.ca_bundle,
-            Settings.client_cert,
-            Settings.client_key,
-            Settings.kafka_config,
-        ):
-            path = values[setting.field]
-            if path is not None and not os.access(path, os.R_OK):
-                raise setting.refusal(path, "a file that can be read")
-        # librdkafka may be told the password of a key.
-        own = [values[field] if values["sink"] == "rest" else None for field in _OWN_TLS]
-        refused = refused_certificate(values["ca_bundle"], *own)
-        if refused is not None:
-            field, remedy = refused
-            raise _BY_FIELD[field].refusal(values[field], remedy)
+        _check_files_of_tls(values)
     return {**values, "origins": origins}
 
 
@@ -377,6 +362,18 @@ def _check_together(values: dict[str, Any]) -> None:  # Any: as in _values
         raise Settings.client_key.refusal(
             values["client_key"], f"given with {certificate.variable} ({certificate.field})"
         )
+
+
+def _check_files_of_tls(values: dict[str, Any]) -> None:  # Any: as in _values
+    for field in ("ca_bundle", "client_cert", "client_key", "kafka_config"):
+        if values[field] is not None and not os.access(values[field], os.R_OK):
+            raise _BY_FIELD[field].refusal(values[field], "a file that can be read")
+    # librdkafka may be told the password of a key.
+    own = ("client_cert", "client_key") if values["sink"] == "rest" else ()
+    refused = refused_certificate(values["ca_bundle"], *(values[field] for field in own))
+    if refused is not None:
+        field, remedy = refused
+        raise _BY_FIELD[field].refusal(values[field], remedy)
 
 
 def _default_outbox(environ: Mapping[str, str]) -> str:

@@ -98,7 +98,11 @@ def translation(path: str, error: sqlite3.Error | OSError) -> OutboxUnavailable:
         return OutboxUnavailable(f"{path} cannot be read: {error}")
     if "full" in str(error):
         return _full(path)
-    return OutboxUnavailable(f"{path} cannot be used: {error}")
+    reason = str(error)
+    if "readonly database" in reason or "unable to open" in reason:
+        # Reading, too, makes a file beside it where there is none.
+        reason += "; who uses it must be able to read and write it and its folder"
+    return OutboxUnavailable(f"{path} cannot be used: {reason}")
 
 
 def _full(path: str) -> OutboxFull:

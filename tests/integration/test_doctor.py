@@ -344,6 +344,15 @@ def test_events_in_another_place_are_found(
     outbox.close()
 
 
+def test_a_folder_in_another_place_is_no_outbox(
+    path: Path, tmp_path: Path, examined: Callable[..., Examined]
+) -> None:
+    """What is at a default place that nobody named is no fault of the settings."""
+    del path
+    (tmp_path / "state" / "meter-lib" / "outbox.db").mkdir(parents=True)
+    assert examined().of("other outboxes")[0] == "ok"
+
+
 def test_a_running_worker_is_named(path: Path, examined: Callable[..., Examined]) -> None:
     """Whoever holds the outbox is named by its process."""
     outbox = SqliteOutbox(str(path), max_bytes=64 * MIB)

@@ -334,6 +334,29 @@ def test_a_folder_in_its_place_is_named(
         opened().append([use()], now=NOON)
 
 
+def test_a_reader_is_told_which_rights_it_lacks(
+    opened: Callable[..., SqliteOutbox], tmp_path: Path, outbox_path: str
+) -> None:
+    """Reading makes a file beside the outbox: where it may not, the error says what is needed."""
+    writer = opened()
+    writer.append([use()], now=NOON)
+    writer.close()
+    os.chmod(outbox_path, 0o444)
+    tmp_path.chmod(0o555)
+    for folder in tmp_path.parents:
+        if folder.stat().st_uid == os.geteuid() and folder.name.startswith("pytest"):
+            folder.chmod(0o755)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65_534)
+    try:
+        with pytest.raises(OutboxUnavailable, match="able to read and write it and its folder"):
+            opened(read_only=True).status()
+    finally:
+        os.seteuid(was)
+        tmp_path.chmod(0o755)
+
+
 def _pipe(path: str) -> None:
     os.mkfifo(path)
 

@@ -125,8 +125,8 @@ def _others(settings: Settings) -> Iterator[OutboxStatus]:
         if place == here:
             continue
         with (
-            contextlib.closing(open_outbox(settings.with_outbox(place), read_only=True)) as outbox,
             contextlib.suppress(MeterError),
+            contextlib.closing(open_outbox(settings.with_outbox(place), read_only=True)) as outbox,
         ):
             status = outbox.status()
             if outbox.holder() is None:
