@@ -251,6 +251,18 @@ def test_a_wrong_command_line_ends_with_2_and_names_what_is_wrong(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [("post", "--usage"), ("status", "--watch=no"), ("--no-such",), ()], ids=repr
+)
+def test_a_long_argument_is_repeated_in_part(
+    arguments: tuple[str, ...], run: Callable[..., Ended]
+) -> None:
+    """What is wrong with a whole file in the place of a value can be read all the same."""
+    ended = run(*arguments, "9" * 100_000)
+    assert (ended.code, len(ended.stderr) < 2000) == (2, True)
+    assert "--help)" in ended.stderr
+
+
 def refused_text(setting: Any) -> str:
     """Return a text that the setting does not take."""
     for text in ("", "-1", "no such"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CommandGroup", "Program"]
 
 _NAME = "meter-lib"
+_MOST_CHARACTERS = 1000
 
 
 class CommandGroup(click.Group):
@@ -65,7 +66,10 @@ class Program(CommandGroup):
             )
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else _NAME
-            return _failed(f"{path}: {error.format_message()} (see {path} --help)", 2)
+            message = error.format_message()
+            if len(message) > _MOST_CHARACTERS:  # click repeats an argument, however long
+                message = f"{message[:_MOST_CHARACTERS]}..."
+            return _failed(f"{path}: {message} (see {path} --help)", 2)
         except click.ClickException as error:
             return _failed(f"{_NAME}: {error.format_message()}", error.exit_code)
         except click.Abort:
