@@ -10,8 +10,8 @@ from meter_lib._sqlite.keys import forget_removed_keys, keep_key
 from meter_lib._sqlite.ledger import accepted_events, count_in_ledger
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
 from meter_lib._sqlite.selecting import SENT, selected
+from meter_lib.arguments import LAST_TIME
 from meter_lib.outbox import DeadLetter, Link, OutboxStatus
-from meter_lib.usage import LAST_TIME
 from meter_migrations import LATEST
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ import pytest
 
 from meter_lib._sqlite import SqliteOutbox
 from meter_lib._sqlite import audit as sqlite_audit
+from meter_lib.arguments import MOST_USAGE
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 from meter_lib.outbox import Burial, Deferral, Settlement
-from meter_lib.usage import MOST_USAGE, usage_event
+from meter_lib.usage import usage_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

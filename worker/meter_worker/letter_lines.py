@@ -6,16 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from meter_lib.arguments import FIRST_TIME, LAST_TIME, shown
 from meter_lib.errors import InvalidUsage, InvalidUsageType
 from meter_lib.letters import ImportedLetter
-from meter_lib.usage import (
-    FIRST_TIME,
-    LAST_TIME,
-    UsageEvent,
-    session_event,
-    shown,
-    usage_event,
-)
+from meter_lib.usage import UsageEvent, session_event, usage_event
 from meter_worker.importing import FileImport, json_of_line
 
 if TYPE_CHECKING:
