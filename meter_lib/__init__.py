@@ -28,7 +28,7 @@ from meter_lib.errors import (
 )
 from meter_lib.metering import metered
 from meter_lib.meters import METERS, Meter
-from meter_lib.outbox import Receipt
+from meter_lib.recording import Receipt
 from meter_lib.settings import Settings
 
 __all__ = [

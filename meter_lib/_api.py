@@ -12,7 +12,7 @@ from meter_lib.settings import outbox_in_environment
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meter_lib.outbox import Receipt
+    from meter_lib.recording import Receipt
 
 __all__ = [
     "REFUSALS",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meter_lib.clock import SystemClock
 from meter_lib.errors import InvalidUsage, InvalidUsageType, KeyConflict
 from meter_lib.meters import warn_once_if_unknown
-from meter_lib.opening import open_outbox
+from meter_lib.opening import open_recorder
 from meter_lib.pool import in_thread
 from meter_lib.settings import Settings
 from meter_lib.usage import session_event, shown, usage_event, usage_event_from
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from meter_lib.clock import Clock, Uptime
-    from meter_lib.outbox import Receipt
+    from meter_lib.recording import Receipt
     from meter_lib.usage import UsageEvent
 
 __all__ = ["MeterClient"]
@@ -45,7 +45,7 @@ class MeterClient:
         clock: Clock | None = None,
     ) -> None:
         self.settings = (settings or Settings.load(delivers=False)).with_outbox(outbox)
-        self._outbox = open_outbox(self.settings)
+        self._outbox = open_recorder(self.settings)
         self._clock = clock or SystemClock()
 
     def post(

@@ -1,17 +1,13 @@
 """The clocks: when something happened, how long to wait, and how far either can be believed."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from meter_lib.usage import digest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["FIRST_POSSIBLE_TIME", "Clock", "ClockReading", "SystemClock", "Uptime"]
 
@@ -130,7 +126,7 @@ def _adjtimex() -> Callable[[], int] | None:
 def _boot() -> int | None:
     """Return a number that is this boot's own, or None where the system does not name it."""
     try:
-        with open(_BOOT_ID, encoding="ascii") as boot_id:
+        with open(_BOOT_ID, encoding="utf-8") as boot_id:
             name = boot_id.read().strip()
     except OSError:
         return None

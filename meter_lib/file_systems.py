@@ -4,8 +4,6 @@ SQLite's log needs memory that all who use the file share, and locks that hold: 
 systems have neither (https://www.sqlite.org/wal.html).
 """
 
-from __future__ import annotations
-
 import os
 import re
 from typing import NamedTuple
@@ -73,7 +71,9 @@ def file_system_of(path: str) -> FileSystem:
         if len(fields) < 6 or not after:
             continue
         # Blanks and the like are written as octal numbers.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        point = fields[4]
+        if "\\" in point:
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
         # Of two at the same place, the later one hides the other.
         if path.startswith(os.path.join(point, "")) and len(point) >= len(longest):
             longest, found = point, FileSystem(after.split(" ")[0], fields[5])

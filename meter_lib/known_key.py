@@ -1,13 +1,9 @@
 """What an outbox remembers of an event by its idempotency key."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from meter_lib.errors import KeyConflict
-
-if TYPE_CHECKING:
-    from meter_lib.usage import UsageEvent
+from meter_lib.usage import UsageEvent
 
 __all__ = ["KnownKey"]
 

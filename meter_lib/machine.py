@@ -39,7 +39,7 @@ def machine() -> str | None:
 
 def _content(path: str) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(1024).strip().strip("\0")
     except OSError:
         return ""

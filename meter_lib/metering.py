@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from meter_lib._api import (
@@ -18,13 +19,13 @@ from meter_lib.meters import METERS
 from meter_lib.usage import session_event, shown, usage_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Generator
 
     from meter_lib.client import MeterClient
 
 __all__ = ["metered"]
 
-F = TypeVar("F", bound="Callable[..., Any]")  # Any: whatever is metered
+F = TypeVar("F", bound=Callable[..., Any])  # Any: whatever is metered
 
 
 def metered(

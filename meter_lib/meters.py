@@ -4,8 +4,6 @@ The backend has the last word: it may know more of them, so an id that is missin
 about, never refused.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import Literal, NamedTuple
 

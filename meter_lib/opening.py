@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meter_lib._sqlite import SqliteOutbox
+from meter_lib._sqlite.database import Database
+from meter_lib._sqlite.recorder import SqliteRecorder
 from meter_lib.errors import InvalidSetting
 from meter_lib.file_systems import refuse_network
 from meter_lib.setting_values import is_server_url
@@ -12,9 +13,25 @@ from meter_lib.setting_values import is_server_url
 if TYPE_CHECKING:
     from meter_lib.moving import Arriving, Leaving
     from meter_lib.outbox import Outbox
+    from meter_lib.recording import Recorder
     from meter_lib.settings import Settings
 
-__all__ = ["open_arriving", "open_leaving", "open_outbox"]
+__all__ = ["open_arriving", "open_leaving", "open_outbox", "open_recorder"]
+
+
+def open_recorder(settings: Settings) -> Recorder:
+    """Return the part of the outbox that takes events in; of a file, no other part is loaded.
+
+    It is opened, or made, on first use. Raises as `open_outbox` does.
+    """
+    if is_server_url(settings.outbox):
+        return _on_server(settings, read_only=False)
+    if not settings.allow_network_fs:
+        refuse_network(settings.outbox)
+    database = Database(
+        settings.outbox, max_bytes=settings.max_bytes, durability=settings.durability
+    )
+    return SqliteRecorder(database, drops_oldest=settings.when_full == "drop-oldest")
 
 
 def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
@@ -29,6 +46,8 @@ def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
         return _on_server(settings, read_only=read_only)
     if not (read_only or settings.allow_network_fs):
         refuse_network(settings.outbox)
+    from meter_lib._sqlite.outbox import SqliteOutbox  # noqa: PLC0415  # no post needs it
+
     return SqliteOutbox(
         settings.outbox,
         max_bytes=settings.max_bytes,

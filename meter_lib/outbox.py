@@ -360,12 +360,3 @@ class Operations(Protocol):
 
 class Outbox(Recorder, Delivery, Operations, Upkeep, Protocol):
     """Where events are kept between post and delivery."""
-
-    @property
-    def location(self) -> str:
-        """Return where it is, in words fit for a log: no secrets."""
-        ...
-
-    def close(self) -> None:
-        """Let go of files and locks; everything accepted is on disk. May be called twice."""
-        ...

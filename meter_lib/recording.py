@@ -1,14 +1,10 @@
 """The part of the port `Outbox` that takes events in."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
 
-from typing import TYPE_CHECKING, Protocol, TypedDict
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from meter_lib.clock import Uptime
-    from meter_lib.usage import UsageEvent
+from meter_lib.clock import Uptime
+from meter_lib.usage import UsageEvent
 
 __all__ = ["Receipt", "Recorder"]
 
@@ -24,6 +20,15 @@ class Receipt(TypedDict):
 
 class Recorder(Protocol):
     """The part that takes events in."""
+
+    @property
+    def location(self) -> str:
+        """Return where it is, in words fit for a log: no secrets."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and locks; everything accepted is on disk. May be called twice."""
+        ...
 
     def append(
         self, events: Sequence[UsageEvent], *, now: int, uptime: Uptime | None = None

@@ -1,9 +1,8 @@
 """Where settings come from: arguments, the environment, a settings file."""
 
-from __future__ import annotations
-
 import logging
 import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from meter_lib.errors import InvalidSetting
@@ -11,8 +10,6 @@ from meter_lib.setting_values import absolute, file_path, small_file, token
 from meter_lib.usage import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from meter_lib.settings import Setting
 
 __all__ = [
@@ -145,7 +142,7 @@ def _warned_of(names: Iterable[str], place: str, fields: Iterable[str]) -> list[
     return sentences
 
 
-def token_in_file(file: Setting[str | None], path: str) -> str:
+def token_in_file(file: "Setting[str | None]", path: str) -> str:
     """The secret in a file that a setting names, less the line break that editors put last."""
     try:
         text = small_file(path).decode("ascii", "replace")

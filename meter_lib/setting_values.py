@@ -222,7 +222,10 @@ def sink(value: object) -> str:
 
 
 def _has_control_characters(text: str) -> bool:
-    return re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) is not None
+    # To compile the pattern takes half a millisecond: not for what is fine.
+    return (
+        not text.isprintable() and re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) is not None
+    )
 
 
 def absolute(path: str, environ: Mapping[str, str]) -> str:

@@ -111,6 +111,32 @@ def test_importing_the_library_loads_nothing_of_a_third_party() -> None:
     assert (foreign, heavy & set(loaded)) == ({"meter_lib", "meter_migrations"}, set())
 
 
+def test_a_program_that_records_loads_no_more_than_that_takes(tmp_path: Path) -> None:
+    """What delivers, operates and audits is not loaded for a host program that only records.
+
+    Nor does a post load anything: in a child that is forked while another thread imports, that
+    import never ends, and the post would wait for it.
+    """
+    probe = (
+        "import sys, meter_lib; loaded = set(sys.modules)\n"
+        "print(*sorted(name for name in loaded if name.startswith('meter_lib')))\n"
+        "client = meter_lib.MeterClient(sys.argv[1])\n"
+        "client.post('t', 'd', 'm', 1, metadata={'name': 'ü'}, idempotency_key='k')\n"
+        "client.post('t', 'd', 'm', 1, metadata={'name': 'ü'}, idempotency_key='k')\n"
+        "client.post_many([dict(tenant_id='t', device_id='d', meter_id='m', total_usage=1)])\n"
+        "print(*sorted(set(sys.modules) - loaded))\n"
+    )
+    loaded, with_a_post = subprocess.run(
+        [sys.executable, "-c", probe, tmp_path / "outbox.db"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for_others = {"outbox", "letters", "upkeep", "moving", "_sqlite.delivery", "_sqlite.operations"}
+    assert {f"meter_lib.{name}" for name in for_others} & set(loaded.split()) == set()
+    assert with_a_post == ""
+
+
 @pytest.mark.parametrize("package", [meter_lib, meter_worker, meter_migrations])
 def test_what_is_exported_is_listed_and_there(package: object) -> None:
     """Whatever a package names as public is there."""

@@ -5,20 +5,15 @@ a time line of one boot, and an event keeps both clocks: as long as the boot las
 recorded before the wall clock was right can be told from what was recorded after.
 """
 
-from __future__ import annotations
+import sqlite3
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from typing import TYPE_CHECKING, NamedTuple
-
-from meter_lib.clock import FIRST_POSSIBLE_TIME
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Sequence
-
-    from meter_lib.clock import ClockReading, Uptime
+from meter_lib.clock import FIRST_POSSIBLE_TIME, ClockReading, Uptime
 
 __all__ = [
     "FROM_CALLER",
+    "Boot",
     "begin_line_of_waits",
     "correct_times",
     "end_holds",
@@ -51,8 +46,16 @@ _MISTIMED = f"""
 """
 
 
-def enter_boot(connection: sqlite3.Connection, boot: int) -> int | None:
-    """Note, within a post, in which boot it happens; return the latest time known from before."""
+class Boot(NamedTuple):
+    """A boot that the outbox knows of."""
+
+    number: int
+    earlier_at: int | None
+    """The latest time that the wall clock is known to have shown before it."""
+
+
+def enter_boot(connection: sqlite3.Connection, boot: int) -> Boot:
+    """Note, within a post, in which boot it happens."""
     known, earlier_at = connection.execute("SELECT boot, earlier_at FROM outbox").fetchone()
     if known != boot:
         (earlier_at,) = connection.execute(
@@ -70,7 +73,7 @@ def enter_boot(connection: sqlite3.Connection, boot: int) -> int | None:
             """,
             (boot, earlier_at),
         )
-    return None if earlier_at is None else int(earlier_at)
+    return Boot(boot, None if earlier_at is None else int(earlier_at))
 
 
 def time_source(now: int, earlier_at: int | None) -> int:

@@ -1,20 +1,15 @@
 """Makes room for new events at the cost of the oldest: the SQL of METER_WHEN_FULL=drop-oldest."""
 
-from __future__ import annotations
-
 import logging
+import sqlite3
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from meter_lib._sqlite.keys import forget_removed_keys
 from meter_lib._sqlite.ledger import count_in_ledger
+from meter_lib._sqlite.limits import Limits
 from meter_lib._sqlite.room import pages_left
 from meter_lib.errors import OutboxFull
-
-if TYPE_CHECKING:
-    import sqlite3
-
-    from meter_lib._sqlite.limits import Limits
 
 __all__ = ["DropLog", "Dropped", "drop_oldest"]
 

@@ -1,7 +1,5 @@
 """How the limit of an outbox is shared out: database, write-ahead log and reserve."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 __all__ = ["PAGE_BYTES", "Limits", "limits_of"]

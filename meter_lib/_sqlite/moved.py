@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.files import create_or_open, file_bytes, sync_folder
 from meter_lib.errors import OutboxMoved, OutboxUnavailable
-from meter_lib.moving import Departure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from meter_lib.moving import Departure
 
 __all__ = [
     "ARRIVED",
@@ -41,22 +42,29 @@ def keep_out(path: str) -> None:
             f"an outbox is being moved to {path}, and is not all there; if meter-lib move has ended"
             f" before its time, run it again as it was"
         )
-    departure = read_departure(path)
-    if departure is not None:
+    told = _told(path)
+    if told is not None:
         raise OutboxMoved(
-            f"the outbox at {path} has moved to {departure.to}: set METER_OUTBOX to that place"
+            f"the outbox at {path} has moved to {told['to']}: set METER_OUTBOX to that place"
             f" (to begin a new outbox here, remove {path}{_MOVED})"
         )
 
 
 def read_departure(path: str) -> Departure | None:
     """Return where the outbox that was at `path` has moved to, or None where it has not."""
+    from meter_lib.moving import Departure  # noqa: PLC0415  # only to move
+
+    told = _told(path)
+    return None if told is None else Departure(**told)
+
+
+def _told(path: str) -> Mapping[str, str] | None:
     if file_bytes(path):
         return None
     try:
         with open(f"{path}{_MOVED}", encoding="utf-8") as file:
             told: Mapping[str, str] = json.load(file)
-        return Departure(told["to"], told["outbox_id"], told["kept"])
+        return {name: told[name] for name in ("to", "outbox_id", "kept")}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -72,6 +80,8 @@ def write_departure(path: str, to: str, outbox_id: str) -> Departure:
     while os.path.lexists(kept):
         number += 1
         kept = f"{stem}.{number}"
+    from meter_lib.moving import Departure  # noqa: PLC0415  # only to move
+
     departure = Departure(to, outbox_id, kept)
     unfinished = f"{path}{_MOVED}.new"
     descriptor = create_or_open(unfinished)

@@ -5,21 +5,18 @@ of those who wait commits for all of them. So a lone poster never waits for anot
 and under load the batches grow by themselves.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from meter_lib.clock import Uptime
 from meter_lib.errors import OutboxUnavailable
+from meter_lib.usage import UsageEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from meter_lib.clock import Uptime
-    from meter_lib.outbox import Receipt
-    from meter_lib.usage import UsageEvent
+    from meter_lib.recording import Receipt
 
 __all__ = ["Moment", "Post", "PostQueue"]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.boots import FROM_CALLER, enter_boot, time_source
+from meter_lib._sqlite.boots import FROM_CALLER, Boot, enter_boot, time_source
 from meter_lib._sqlite.connection import transaction
 from meter_lib._sqlite.dropping import DropLog, drop_oldest
 from meter_lib._sqlite.keys import known_key, remember_key
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.post_queue import Moment, Post, PostQueue
+from meter_lib._sqlite.salvage.set_aside import OutboxSetAside
 from meter_lib.errors import (
     InvalidUsage,
     KeyConflict,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from meter_lib._sqlite.database import Database
     from meter_lib.clock import Uptime
-    from meter_lib.outbox import Receipt
+    from meter_lib.recording import Receipt
     from meter_lib.usage import UsageEvent
 
 __all__ = ["SqliteRecorder"]
@@ -62,14 +63,6 @@ _INSERT = """
 """
 
 
-class _Boot(NamedTuple):
-    """A boot that the outbox knows of."""
-
-    number: int
-    earlier_at: int | None
-    """The latest time that the wall clock is known to have shown before it."""
-
-
 class SqliteRecorder:
     """The recording part of an outbox in a SQLite file."""
 
@@ -81,7 +74,7 @@ class SqliteRecorder:
         self._streams: dict[_Stream, int] = {}
         # They are of the file that this opening found; the next one may find another.
         self._streams_of = 0
-        self._boot: _Boot | None = None
+        self._boot: Boot | None = None
         self._queue = PostQueue(self._record_together)
         # Threads that waited when the process forked are not there in the child.
         self._queue_of = os.getpid()
@@ -89,8 +82,14 @@ class SqliteRecorder:
     def append(
         self, events: Sequence[UsageEvent], *, now: int, uptime: Uptime | None = None
     ) -> list[Receipt]:
-        """Record all of `events` or none; see `Recorder.append`."""
+        """Record all of `events` or none, in a new outbox if this one turns out damaged."""
         at = Moment(now, uptime)
+        try:
+            return self._append(events, at)
+        except OutboxSetAside:
+            return self._append(events, at)
+
+    def _append(self, events: Sequence[UsageEvent], at: Moment) -> list[Receipt]:
         thread = threading.get_ident()
         if thread == threading.main_thread().ident:
             # Signal handlers run in this thread only. It waits for no post of another thread,
@@ -121,6 +120,15 @@ class SqliteRecorder:
             " to record within a transaction of yours, the outbox must be on the PostgreSQL"
             " server that the transaction is on (METER_OUTBOX=postgresql://...)"
         )
+
+    @property
+    def location(self) -> str:
+        """Return the path of the file."""
+        return self._database.path
+
+    def close(self) -> None:
+        """Let go of the file and of all locks."""
+        self._database.close()
 
     def _record_together(self, posts: Sequence[Post]) -> None:
         """Record posts of several threads in one transaction, or each alone where that fails."""
@@ -253,7 +261,7 @@ class SqliteRecorder:
         batches: Sequence[tuple[Sequence[UsageEvent], Moment]],
         streams: dict[_Stream, int],
         new_streams: dict[_Stream, int],
-        boot: _Boot | None,
+        boot: Boot | None,
     ) -> list[list[Receipt]]:
         receipts: list[list[Receipt]] = []
         rows: list[tuple[object, ...]] = []
@@ -304,16 +312,14 @@ class SqliteRecorder:
         return self._streams
 
 
-def _enter_boot(connection: sqlite3.Connection, known: _Boot | None, at: Moment) -> _Boot | None:
+def _enter_boot(connection: sqlite3.Connection, known: Boot | None, at: Moment) -> Boot | None:
     number = at.uptime.boot if at.uptime else None
     if number is None or (known is not None and known.number == number):
         return known
-    return _Boot(number, enter_boot(connection, number))
+    return enter_boot(connection, number)
 
 
-def _clock_columns(
-    at: Moment, boot: _Boot | None
-) -> tuple[tuple[int, int | None, int | None], int]:
+def _clock_columns(at: Moment, boot: Boot | None) -> tuple[tuple[int, int | None, int | None], int]:
     """Return recorded_at, recorded_boot and recorded_uptime; and clock, for a time of our own."""
     in_boot = at.uptime.boot if at.uptime else None
     uptime = at.uptime.milliseconds if at.uptime and in_boot is not None else None

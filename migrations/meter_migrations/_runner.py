@@ -4,15 +4,10 @@ The number of the last one applied is SQLite's `user_version`; it is read again
 inside the write lock, so any number of processes may migrate at once.
 """
 
-from __future__ import annotations
-
 import os
-import re
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 __all__ = [
     "APPLICATION_ID",
@@ -26,7 +21,6 @@ __all__ = [
 # "METR": what `file` and we ourselves know an outbox by (SQLite's header, offset 68).
 APPLICATION_ID = 0x4D455452
 
-_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -67,8 +61,7 @@ def _migrations() -> tuple[_Migration, ...]:
     names = sorted(name for name in os.listdir(_FOLDER) if name.endswith(".sql"))
     found: list[_Migration] = []
     for expected, name in enumerate(names, start=1):
-        match = _NAME.fullmatch(name)
-        if match is None or int(match[1]) != expected:
+        if not name.startswith(f"{expected:04}_") or name != name.lower():
             raise ValueError(f"{name}: migrations are named NNNN_what.sql, numbered without a gap")
         found.append(_Migration(expected, name))
     return tuple(found)

@@ -617,7 +617,7 @@ MUTANTS = (
     Mutant(
         "a new outbox is begun where one has moved away",
         f"{OUTBOX}/moved.py",
-        "    if departure is not None:\n        raise OutboxMoved(",
+        "    if told is not None:\n        raise OutboxMoved(",
         "    if False:\n        raise OutboxMoved(",
         MOVING,
     ),
