@@ -95,7 +95,7 @@ def judgement_of_delivery(
             rows = (row.name, *dict.fromkeys(one.name for one in records))
             return Judgement(_read(row, answer, records, outage), rows)
         case Action.DELIVERED:
-            outcome: Outcome = Answered(tuple(Delivered() for _ in range(sent)))
+            outcome: Outcome = Answered((Delivered(),) * sent)
         case Action.SINGLES | Action.ALWAYS_SINGLES:
             outcome = Ambiguous(
                 f"{len(answer.entries)} entries for {sent} records: {answer.detail}",
@@ -161,6 +161,8 @@ def _read(
     row: AnswerRow, answer: Answer, records: Sequence[RecordRow], outage: Unavailable
 ) -> Outcome:
     """Return the verdict on each record; `records` are the rows of the entries that failed."""
+    if not records:
+        return Answered((Delivered(),) * len(answer.entries))
     details = [_detail(entry) for entry in answer.entries if entry.failed]
     if len(records) == answer.sent and all(record.all_pause for record in records):
         return outage._replace(

@@ -7,7 +7,7 @@ way to give up from another thread. Both are had here by shutting down the socke
 from __future__ import annotations
 
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3.exceptions
@@ -53,6 +53,8 @@ class Channel:
         self._token = token
         self._ca_bundle = ca_bundle
         self._sockets = Sockets(read_timeout)
+        # Those whose proxy, if any, is known.
+        self._peers: set[str] = set()
         self._session = _Session()
         self._session.auth = self._authorize
         self._session.headers.update(
@@ -78,7 +80,7 @@ class Channel:
         """
         if self._sockets.interrupted:
             raise LinkInterrupted
-        self._token.learn_proxy(credentials_in(proxy_for(url) or ""))
+        self._learn_proxy(url)
         try:
             with (
                 muted(),
@@ -120,6 +122,12 @@ class Channel:
         """Break off what is under way; every further `send` is interrupted at once."""
         self._sockets.interrupt()
 
+    def _learn_proxy(self, url: str) -> None:
+        peer = _peer(url)
+        if peer not in self._peers:
+            self._token.learn_proxy(credentials_in(proxy_for(peer) or ""))
+            self._peers.add(peer)
+
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         # Set even without a token: requests would look for a password in ~/.netrc.
         if self._token.header is not None:
@@ -133,10 +141,29 @@ class Channel:
 
 
 class _Session(requests.Session):
-    """Without redirects: requests reads their body, of any length, and falls over some targets."""
+    """Looks into the environment once for each peer: that takes as long as all else of a request.
+
+    Without redirects: requests reads their body, of any length, and falls over some targets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: dict[str, dict[str, Any]] = {}  # Any: as requests keeps them
+
+    def merge_environment_settings(self, url: Any, *settings: Any) -> Any:  # Any: as above
+        """Return proxy and certificates, as they were with the first request to the same peer."""
+        peer = _peer(url)
+        if peer not in self._found:
+            self._found[peer] = super().merge_environment_settings(url, *settings)
+        return self._found[peer]
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Know of none."""
+
+
+def _peer(url: str) -> str:
+    """Return scheme, host and port of a URL."""
+    return "/".join(url.split("/", 3)[:3])
 
 
 def _timed_out(error: BaseException) -> bool:
