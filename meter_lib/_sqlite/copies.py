@@ -19,20 +19,9 @@ from meter_lib._sqlite.connection import transaction
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib.machine import machine
 
-__all__ = ["NAME_OF_EVENT", "enter_machine", "former_names"]
+__all__ = ["enter_machine", "former_names"]
 
 _logger = logging.getLogger("meter_lib")
-
-# The name that an event was accepted under, read from events AS e and outbox AS o; null where
-# the outbox has had no other. `copied_from` has the former ones: [[after seq, up to, name], ...].
-NAME_OF_EVENT = """
-    CASE WHEN o.epoch > 1 THEN coalesce(
-        (SELECT json_extract(former.value, '$[2]') FROM json_each(o.copied_from) AS former
-         WHERE e.seq > json_extract(former.value, '$[0]')
-           AND e.seq <= json_extract(former.value, '$[1]')),
-        o.outbox_id)
-    END
-"""
 
 
 def enter_machine(connection: sqlite3.Connection, path: str) -> None:

@@ -273,14 +273,16 @@ class Database(LeavingFile, ForkedFile):
 
     def _give_space_back(self, connection: sqlite3.Connection) -> None:
         """Return what is not needed to the disk; a failure undoes nothing of what was committed."""
-        connection.execute("PRAGMA busy_timeout = 0")
         try:
             if self._place is not None:
-                give_space_back(connection, self._place, self.limits)
+                give_space_back(
+                    connection,
+                    self._place,
+                    self.limits,
+                    usual_patience_seconds=_LOCK_TIMEOUT_SECONDS,
+                )
         except sqlite3.Error as error:
             self._undo(connection, error)
-        finally:
-            connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_SECONDS * 1000:.0f}")
 
     def disk_bytes(self) -> int:
         """Return the bytes on disk: database, write-ahead log and reserve."""

@@ -8,45 +8,30 @@ letters makes the next read any slower.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.copies import NAME_OF_EVENT
+from meter_lib._sqlite.due import LONGEST_HOLD_MILLISECONDS, DueReader
 from meter_lib._sqlite.frontier import advance_frontier
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.peers import SqlitePeers
 from meter_lib._sqlite.settling import events_of, settle
 from meter_lib._sqlite.unanswered import forget_unanswered, read_unanswered, write_unanswered
-from meter_lib.outbox import DueEvent, Settlement, Unanswered
+from meter_lib.outbox import Settlement, Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from meter_lib._sqlite.database import Database
+    from meter_lib.outbox import DueEvent
 
 __all__ = ["SqliteDelivery"]
 
-# A hold that ends later than this was set by a clock that has jumped since: no wait is
-# longer than the hour that Retry-After is capped at.
-_LONGEST_HOLD_MILLISECONDS = 3_600_000
-_FOREVER = 2**63 - 1
 # What settling an event adds to the write-ahead log beside its payload, at most: its page,
 # those of the indexes that it moves between, and that of its row in the ledger.
 _SETTLE_LOG_BYTES = 4096
 # What remembering a request adds to it, and for each of its events.
 _REQUEST_LOG_BYTES = 4096
 _SEQ_LOG_BYTES = 48
-
-# A due event, read from events AS e, streams AS s and outbox AS o; whether it is held, and what
-# is to be said of its time and name, follow.
-# `o.id = 1` belongs to it: not told that there is one row of the outbox, SQLite reads and sorts
-# the whole backlog.
-_EVENT = """
-    e.seq, e.stream_id, s.tenant_id, s.device_id, s.meter_id, e.idempotency_key, e.event_time,
-    e.total_usage, e.payload, e.attempts, e.customer_id, e.lone_refusal,
-    coalesce(abs(e.lone_refusal) <= o.proven_to, 0), e.state = 'pending'
-"""
-_TIME = "CASE e.clock WHEN 3 THEN e.recorded_at END, e.clock = 2"
-_ORIGIN = f"{_TIME}, {NAME_OF_EVENT}"
 
 
 class SqliteDelivery(SqlitePeers):
@@ -106,60 +91,15 @@ class SqliteDelivery(SqlitePeers):
         self._database.check_room_in_log()
         limit = min(limit, max(1, self._database.max_log_bytes // (2 * _SETTLE_LOG_BYTES)))
         max_bytes = min(max_bytes, self._database.max_log_bytes // 2)
-        passed_over = json.dumps(list(beside))
-        events: list[DueEvent] = []
         with self._database.read() as connection:
-            for first, last in ((-_FOREVER, now), (now + _LONGEST_HOLD_MILLISECONDS + 1, _FOREVER)):
-                waiting = connection.execute(
-                    f"""
-                    SELECT {_EVENT}, 0, {_ORIGIN}
-                    FROM outbox AS o
-                    CROSS JOIN streams AS s
-                    CROSS JOIN events AS e ON e.stream_id = s.stream_id AND e.state = 'deferred'
-                    WHERE o.id = 1 AND s.held_until BETWEEN ? AND ?
-                      AND s.stream_id NOT IN (SELECT value FROM json_each(?))
-                    ORDER BY s.held_until, s.stream_id, e.seq
-                    LIMIT ?
-                    """,  # noqa: S608  # the columns are ours
-                    (first, last, passed_over, limit - len(events)),
-                )
-                max_bytes = _take(waiting, events, max_bytes)
-                if max_bytes <= 0 or len(events) >= limit:
-                    return events
-            untouched = connection.execute(
-                f"""
-                SELECT {_EVENT}, s.held_until IS NOT NULL, {_ORIGIN}
-                FROM outbox AS o
-                CROSS JOIN events AS e
-                CROSS JOIN streams AS s ON s.stream_id = e.stream_id
-                WHERE o.id = 1 AND e.seq > max(o.frontier, ?) AND e.state = 'pending'
-                ORDER BY e.seq
-                LIMIT ?
-                """,  # noqa: S608  # as above
-                (after, limit - len(events)),
+            return DueReader(connection).due(
+                now=now, limit=limit, max_bytes=max_bytes, after=after, beside=beside
             )
-            _take(untouched, events, max_bytes)
-        return events
 
     def suspects(self, *, limit: int, proven_only: bool) -> list[DueEvent]:
         """Return refused events to be asked about alone; see `Delivery.suspects`."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                f"""
-                SELECT {_EVENT}, 0, {_ORIGIN}
-                FROM outbox AS o
-                CROSS JOIN events AS e
-                CROSS JOIN streams AS s ON s.stream_id = e.stream_id
-                WHERE o.id = 1 AND e.state = 'refused'
-                  AND (NOT :proven_only
-                       OR e.lone_refusal IS NULL
-                       OR abs(e.lone_refusal) <= o.proven_to)
-                ORDER BY e.seq
-                LIMIT :limit
-                """,  # noqa: S608  # as above
-                {"proven_only": proven_only, "limit": limit},
-            )
-            return [_event(row) for row in rows]
+            return DueReader(connection).suspects(limit=limit, proven_only=proven_only)
 
     def next_due_at(self) -> int | None:
         """Return when the next held stream is due, or None where none is held."""
@@ -171,21 +111,12 @@ class SqliteDelivery(SqlitePeers):
 
     def unanswered(self) -> list[Unanswered]:
         """Return the requests that were begun and not answered; see `Delivery.unanswered`."""
-        found: list[Unanswered] = []
         with self._database.read() as connection:
-            for key, customer_id, seqs in read_unanswered(connection):
-                rows = connection.execute(
-                    f"""
-                    SELECT {_EVENT}, 0, {_ORIGIN}
-                    FROM outbox AS o
-                    CROSS JOIN json_each(?) AS sent
-                    CROSS JOIN events AS e ON e.seq = sent.value
-                    CROSS JOIN streams AS s ON s.stream_id = e.stream_id
-                    WHERE o.id = 1 AND e.state <> 'dead'
-                    """,  # noqa: S608  # as above
-                    (json.dumps(seqs),),
-                )
-                found.append(Unanswered(key, customer_id, sorted(_event(row) for row in rows)))
+            reader = DueReader(connection)
+            found = [
+                Unanswered(key, customer_id, reader.here(seqs))
+                for key, customer_id, seqs in read_unanswered(connection)
+            ]
         found.sort(key=lambda request: [event.seq for event in request.events])
         return found
 
@@ -240,7 +171,7 @@ class SqliteDelivery(SqlitePeers):
                 [
                     {
                         "until": until,
-                        "longest": _LONGEST_HOLD_MILLISECONDS,
+                        "longest": LONGEST_HOLD_MILLISECONDS,
                         "stream_id": stream_id,
                     }
                     for stream_id in {event.stream_id for event in events}
@@ -263,6 +194,9 @@ class SqliteDelivery(SqlitePeers):
         deliveries before it, and some of those: it says that others were accepted.
         """
         most = self._database.max_log_bytes // 2
+        if _log_bytes(settlement.delivered) <= most:
+            yield settlement
+            return
         part: list[DueEvent] = []
         size = 0
         for event in settlement.delivered:
@@ -277,31 +211,8 @@ class SqliteDelivery(SqlitePeers):
         yield settlement._replace(delivered=part)
 
 
-def _event(row: tuple[Any, ...]) -> DueEvent:
-    # SQLite knows no booleans: of the last six, all but recorded time and name are 0 or 1.
-    flags = row[12] == 1, row[13] == 1, row[14] == 1, row[15], row[16] == 1, row[17]
-    return DueEvent._make(row[:12] + flags)
-
-
-def _take(rows: Iterable[tuple[Any, ...]], events: list[DueEvent], budget: int) -> int:
-    """Append rows as events while the budget of bytes lasts; return what is left of it.
-
-    The very first event is taken whatever its size.
-    """
-    for row in rows:
-        event = _event(row)
-        size = _size(event.payload)
-        if events and size > budget:
-            return 0
-        events.append(event)
-        budget -= size
-    return budget
-
-
 def _log_bytes(events: Sequence[DueEvent]) -> int:
     """Return what a change to these events adds to the write-ahead log, at most."""
-    return sum(_SETTLE_LOG_BYTES + _size(event.payload) for event in events)
-
-
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+    payloads = "".join([event.payload for event in events])
+    size = len(payloads) if payloads.isascii() else len(payloads.encode())
+    return _SETTLE_LOG_BYTES * len(events) + size

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "forget_delivered_keys",
     "forget_keys",
     "forget_removed_keys",
     "keep_key",
     "known_key",
     "remember_key",
-    "sweep_keys",
 ]
 
 # Old keys looked through at one settling: many times what a settling adds to them.
@@ -62,9 +62,7 @@ def keep_key(connection: sqlite3.Connection, seq: int) -> None:
 def forget_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:
     """Forget the keys of events that go now and that the sweep of old keys has passed by."""
     (swept_to,) = connection.execute("SELECT keys_swept_to FROM outbox").fetchone()
-    connection.executemany(
-        "DELETE FROM known_keys WHERE seq = ?", [(seq,) for seq in gone if seq <= swept_to]
-    )
+    _forget(connection, gone, swept_to)
 
 
 def forget_removed_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> None:
@@ -76,13 +74,16 @@ def forget_removed_keys(connection: sqlite3.Connection, gone: Iterable[int]) -> 
     forget_keys(connection, seqs)
 
 
-def sweep_keys(connection: sqlite3.Connection, remembered: int) -> None:
+def forget_delivered_keys(
+    connection: sqlite3.Connection, gone: Iterable[int], *, remembered: int
+) -> None:
     """Forget the keys of events that are gone, beyond as many as are to be remembered.
 
-    Each key is looked at once: that of an event which is still here then is left to
-    `forget_keys`.
+    Each key is looked at once: that of an event which is still here then is forgotten when it
+    is among those that go, `gone`.
     """
     swept_to, last_seq = connection.execute("SELECT keys_swept_to, last_seq FROM outbox").fetchone()
+    _forget(connection, gone, swept_to)
     sweep_to = min(last_seq - remembered, swept_to + _KEYS_A_SWEEP)
     if sweep_to <= swept_to:
         return
@@ -95,3 +96,9 @@ def sweep_keys(connection: sqlite3.Connection, remembered: int) -> None:
         (swept_to, sweep_to),
     )
     connection.execute("UPDATE outbox SET keys_swept_to = ?", (sweep_to,))
+
+
+def _forget(connection: sqlite3.Connection, gone: Iterable[int], swept_to: int) -> None:
+    old = [(seq,) for seq in gone if seq <= swept_to]
+    if old:
+        connection.executemany("DELETE FROM known_keys WHERE seq = ?", old)

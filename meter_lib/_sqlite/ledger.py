@@ -33,25 +33,30 @@ def count_in_ledger(
     events: Iterable[tuple[int, int, int | None]],
 ) -> None:
     """Add (event time, stream, units) to the `delivered` or `removed` columns of the ledger."""
-    sums: dict[tuple[int, int], tuple[int, int]] = {}
+    sums: dict[tuple[int, int], list[int]] = {}
     for event_time, stream_id, units in events:
         row = (event_time // _DAY_MILLISECONDS, stream_id)
-        events_so_far, units_so_far = sums.get(row, (0, 0))
-        sums[row] = (events_so_far + 1, units_so_far + (units or 0))
+        if row not in sums:
+            sums[row] = [0, 0]
+        total = sums[row]
+        total[0] += 1
+        total[1] += units or 0
     for (day, stream_id), (count, units) in sums.items():
-        connection.execute(
-            "INSERT OR IGNORE INTO ledger (day, stream_id) VALUES (?, ?)", (day, stream_id)
-        )
-        (before,) = connection.execute(
+        before = connection.execute(
             f"SELECT {column}_units FROM ledger WHERE day = ? AND stream_id = ?",  # noqa: S608  # one of two names, both ours
             (day, stream_id),
         ).fetchone()
+        if before is not None:
+            units += int(before[0])  # noqa: PLW2901  # their sum may pass what SQLite counts with
         connection.execute(
             f"""
-            UPDATE ledger SET {column}_events = {column}_events + ?, {column}_units = ?
-            WHERE day = ? AND stream_id = ?
+            INSERT INTO ledger (day, stream_id, {column}_events, {column}_units)
+            VALUES (?, ?, ?, ?)
+            ON CONFLICT (day, stream_id) DO UPDATE
+            SET {column}_events = {column}_events + excluded.{column}_events,
+                {column}_units = excluded.{column}_units
             """,  # noqa: S608  # as above
-            (count, str(int(before) + units), day, stream_id),
+            (day, stream_id, count, str(units)),
         )
 
 

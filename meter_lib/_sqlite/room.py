@@ -66,8 +66,10 @@ def pages_left(connection: sqlite3.Connection, limits: Limits) -> int:
     return int(limits.max_capture_pages - pages + free_pages)
 
 
-def give_space_back(connection: sqlite3.Connection, place: Place, limits: Limits) -> None:
-    """Make the file smaller where nearly all of it is free.
+def give_space_back(
+    connection: sqlite3.Connection, place: Place, limits: Limits, *, usual_patience_seconds: float
+) -> None:
+    """Make the file smaller where nearly all of it is free. Waits for nobody.
 
     No `auto_vacuum`: with it, each post that begins a page would write another one.
     """
@@ -79,8 +81,12 @@ def give_space_back(connection: sqlite3.Connection, place: Place, limits: Limits
     most = min(_MOST_PAGES_TO_COPY, limits.max_log_bytes // 2 // PAGE_BYTES)
     if used_pages > most or used_pages > free_pages // 3:
         return
-    # The copy goes through the log, and the checkpoint after it cuts the file.
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if place.log_bytes() < limits.max_log_bytes // 4:
-        connection.execute("VACUUM")
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        # The copy goes through the log, and the checkpoint after it cuts the file.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if place.log_bytes() < limits.max_log_bytes // 4:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {usual_patience_seconds * 1000:.0f}")

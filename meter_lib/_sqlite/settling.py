@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.frontier import advance_frontier
-from meter_lib._sqlite.keys import forget_keys, sweep_keys
+from meter_lib._sqlite.frontier import FRONTIER, advance_frontier
+from meter_lib._sqlite.keys import forget_delivered_keys
 from meter_lib._sqlite.ledger import count_dead, count_in_ledger
 from meter_lib._sqlite.unanswered import forget_unanswered, write_unanswered
 
@@ -22,35 +22,12 @@ def settle(
     connection: sqlite3.Connection, settlement: Settlement, *, now: int, remembered_keys: int
 ) -> None:
     """Write a settlement within the caller's transaction; see `Delivery.settle`."""
-    _deliver(connection, settlement, now)
-    if settlement.delivered:
-        sweep_keys(connection, remembered_keys)
+    gone = _remove(connection, settlement.delivered)
     customer = settlement.answered.customer_id if settlement.answered else None
-    for deferral in settlement.deferred:
-        _defer(connection, deferral, customer)
-    connection.executemany(
-        """
-        UPDATE streams SET held_until = ?
-        WHERE stream_id = ?
-          AND EXISTS (SELECT 1 FROM events
-                      WHERE events.stream_id = streams.stream_id AND state = 'deferred')
-        """,
-        [(deferral.until, deferral.event.stream_id) for deferral in settlement.deferred],
-    )
-    # Where others were accepted in the same answer, no refusal needs that number for its proof.
-    beside_others = 0 if settlement.delivered else None
-    connection.executemany(
-        """
-        UPDATE events
-        SET state = 'refused', customer_id = coalesce(customer_id, ?),
-            lone_refusal = coalesce(lone_refusal, ?)
-        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
-        """,
-        [
-            (customer, beside_others, event.seq, event.idempotency_key)
-            for event in settlement.refused
-        ],
-    )
+    if settlement.deferred:
+        _defer(connection, settlement.deferred, customer)
+    if settlement.refused:
+        _refuse(connection, settlement, customer)
     for event in settlement.refused_alone:
         _refuse_alone(connection, event, customer)
     for event, reason, detail, answers in settlement.buried:
@@ -69,7 +46,11 @@ def settle(
     if settlement.left_open is not None:
         write_unanswered(connection, [settlement.left_open])
     _free_streams(connection, settlement)
-    advance_frontier(connection)
+    if settlement.delivered:
+        _count_delivered(connection, settlement, gone, now)
+        forget_delivered_keys(connection, [event.seq for event in gone], remembered=remembered_keys)
+    else:
+        advance_frontier(connection)
 
 
 def events_of(settlement: Settlement) -> list[DueEvent]:
@@ -83,27 +64,56 @@ def events_of(settlement: Settlement) -> list[DueEvent]:
     ]
 
 
-def _defer(connection: sqlite3.Connection, deferral: Deferral, customer: str | None) -> None:
-    event = deferral.event
-    connection.execute(
-        """
-        UPDATE events
-        SET state = 'deferred', attempts = attempts + ?, customer_id = coalesce(customer_id, ?)
-        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
-        """,
-        (int(deferral.counts), customer, event.seq, event.idempotency_key),
-    )
-    if deferral.beside_others:
-        # No refusal has this number, so it is proven from now on.
+def _defer(
+    connection: sqlite3.Connection, deferred: Sequence[Deferral], customer: str | None
+) -> None:
+    for deferral in deferred:
+        event = deferral.event
         connection.execute(
             """
-            UPDATE events SET lone_refusal = coalesce(lone_refusal, 0)
+            UPDATE events
+            SET state = 'deferred', attempts = attempts + ?, customer_id = coalesce(customer_id, ?)
             WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
             """,
-            (event.seq, event.idempotency_key),
+            (int(deferral.counts), customer, event.seq, event.idempotency_key),
         )
-    elif deferral.alone and event.lone_refusal is None:
-        _number_lone_refusal(connection, event, sign=-1)
+        if deferral.beside_others:
+            # No refusal has this number, so it is proven from now on.
+            connection.execute(
+                """
+                UPDATE events SET lone_refusal = coalesce(lone_refusal, 0)
+                WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+                """,
+                (event.seq, event.idempotency_key),
+            )
+        elif deferral.alone and event.lone_refusal is None:
+            _number_lone_refusal(connection, event, sign=-1)
+    connection.executemany(
+        """
+        UPDATE streams SET held_until = ?
+        WHERE stream_id = ?
+          AND EXISTS (SELECT 1 FROM events
+                      WHERE events.stream_id = streams.stream_id AND state = 'deferred')
+        """,
+        [(deferral.until, deferral.event.stream_id) for deferral in deferred],
+    )
+
+
+def _refuse(connection: sqlite3.Connection, settlement: Settlement, customer: str | None) -> None:
+    # Where others were accepted in the same answer, no refusal needs that number for its proof.
+    beside_others = 0 if settlement.delivered else None
+    connection.executemany(
+        """
+        UPDATE events
+        SET state = 'refused', customer_id = coalesce(customer_id, ?),
+            lone_refusal = coalesce(lone_refusal, ?)
+        WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'
+        """,
+        [
+            (customer, beside_others, event.seq, event.idempotency_key)
+            for event in settlement.refused
+        ],
+    )
 
 
 def _number_lone_refusal(connection: sqlite3.Connection, event: DueEvent, *, sign: int) -> None:
@@ -131,25 +141,33 @@ def _refuse_alone(connection: sqlite3.Connection, event: DueEvent, customer: str
     _number_lone_refusal(connection, event, sign=1)
 
 
-def _deliver(connection: sqlite3.Connection, settlement: Settlement, now: int) -> None:
-    if not settlement.delivered:
-        return
-    gone = _remove(connection, settlement.delivered)
+def _count_delivered(
+    connection: sqlite3.Connection, settlement: Settlement, gone: Sequence[DueEvent], now: int
+) -> None:
     connection.execute(
-        """
+        f"""
         UPDATE outbox
         SET delivered_events = delivered_events + ?, last_seq = max(last_seq, ?),
-            proven_to = max(proven_to, ?)
-        """,
+            proven_to = max(proven_to, ?), frontier = {FRONTIER}
+        """,  # noqa: S608  # ours
         (len(gone), max((event.seq for event in gone), default=0), settlement.proves),
     )
     count_in_ledger(
         connection,
         "delivered",
-        ((event.event_time, event.stream_id, event.total_usage) for event in gone),
+        [(event.event_time, event.stream_id, event.total_usage) for event in gone],
     )
-    _note_success(connection, now, recovers=settlement.recovers)
-    forget_keys(connection, [event.seq for event in gone])
+    connection.execute(
+        """
+        INSERT INTO links (name, last_success_at) VALUES ('events', :now)
+        ON CONFLICT (name) DO UPDATE
+        SET last_success_at = :now,
+            failures = CASE WHEN :recovers THEN 0 ELSE failures END,
+            down_since = CASE WHEN :recovers THEN NULL ELSE down_since END,
+            next_attempt_at = CASE WHEN :recovers THEN NULL ELSE next_attempt_at END
+        """,
+        {"now": now, "recovers": settlement.recovers},
+    )
 
 
 def _remove(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> Sequence[DueEvent]:
@@ -172,23 +190,6 @@ def _remove(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> Seque
         for event, row in zip(events, rows, strict=True)
         if connection.execute(delete, row).rowcount
     ]
-
-
-def _note_success(connection: sqlite3.Connection, now: int, *, recovers: bool) -> None:
-    connection.execute(
-        """
-        INSERT INTO links (name, last_success_at) VALUES ('events', :now)
-        ON CONFLICT (name) DO UPDATE SET last_success_at = :now
-        """,
-        {"now": now},
-    )
-    if recovers:
-        connection.execute(
-            """
-            UPDATE links SET failures = 0, down_since = NULL, next_attempt_at = NULL
-            WHERE name = 'events' AND (failures > 0 OR next_attempt_at IS NOT NULL)
-            """
-        )
 
 
 def _free_streams(connection: sqlite3.Connection, settlement: Settlement) -> None:

@@ -195,9 +195,7 @@ def _parsed(body: bytes, most_parts: int) -> Any:  # Any: whatever JSON holds
     # To ask each number how long it is takes longer than all else. A zero byte: UTF-16.
     is_odd = _TOO_MANY_DIGITS in body.translate(_TO_ZEROS) or b"\0" in body
     try:
-        return json.loads(
-            body, parse_int=_integer if is_odd else None, parse_constant=_no_number
-        )
+        return json.loads(body, parse_int=_integer if is_odd else None, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None
 
