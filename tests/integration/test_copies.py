@@ -18,7 +18,7 @@ from meter_lib._sqlite.copies import former_names
 from meter_lib.errors import OutboxUnavailable
 from meter_lib.outbox import Settlement
 from meter_lib.usage import usage_event
-from meter_worker.wire import record_text
+from meter_worker.wire import record_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,8 +92,8 @@ def records(path: str) -> list[dict[str, object]]:
     with opened(path) as outbox:
         events = outbox.due(now=NOON, limit=100, max_bytes=MIB)
         return [
-            json.loads(record_text(event, outbox_id=outbox.outbox_id, customer_id='"c"'))["value"]
-            for event in events
+            json.loads(text)["value"]
+            for text in record_texts(events, outbox_id=outbox.outbox_id, customer_id='"c"')
         ]
 
 
@@ -233,8 +233,10 @@ def test_a_program_that_has_the_copy_open_names_its_events_right(
         hardware.be("b")
         record(outbox_path, 2)
         sent = [
-            json.loads(record_text(event, outbox_id=old, customer_id='"c"'))["value"]
-            for event in flusher.due(now=NOON, limit=9, max_bytes=MIB)
+            json.loads(text)["value"]
+            for text in record_texts(
+                flusher.due(now=NOON, limit=9, max_bytes=MIB), outbox_id=old, customer_id='"c"'
+            )
         ]
     assert [one["outbox_id"] for one in sent] == [old, name(outbox_path)]
 

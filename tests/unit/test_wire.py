@@ -8,7 +8,7 @@ import pytest
 from meter_lib.outbox import DueEvent
 from meter_lib.usage import usage_event
 from meter_worker.backend import Request
-from meter_worker.wire import header_text, record_text, request_body, request_for
+from meter_worker.wire import header_text, record_texts, request_body, request_for
 
 NOON = 1_759_791_552_000
 
@@ -38,7 +38,8 @@ def due(key: str = "key-1", seq: int = 7, **arguments: Any) -> DueEvent:
 
 def record(event: DueEvent, customer_id: str = '"cust-1"') -> str:
     """Write the record of an event."""
-    return record_text(event, outbox_id="box-1", customer_id=customer_id)
+    (text,) = record_texts([event], outbox_id="box-1", customer_id=customer_id)
+    return text
 
 
 def test_a_volume_event_goes_out_as_this_text() -> None:

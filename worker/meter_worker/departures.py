@@ -78,13 +78,19 @@ class Departures:
 
         `seqs` are those of events that are in other hands.
         """
+        # Asked of many events, and the same for all of a stream that were sent before, or not.
+        known: dict[tuple[int, str | None], bool] = {}
 
         def waits(event: DueEvent) -> bool:
-            return (
-                self._payers.customer_of(event) is None
-                or self.doubts.waits(event.stream_id)
-                or self.trouble[event.tenant_id] > 0
-            )
+            kind = event.stream_id, event.customer_id
+            answer = known.get(kind)
+            if answer is None:
+                answer = known[kind] = (
+                    self._payers.customer_of(event) is None
+                    or self.doubts.waits(event.stream_id)
+                    or self.trouble[event.tenant_id] > 0
+                )
+            return answer
 
         sees_more = True
         for _ in range(_LOOKS_AT_ONCE):

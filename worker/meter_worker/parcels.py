@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from meter_lib.outbox import Unanswered
-from meter_worker.wire import BODY_OVERHEAD_BYTES, record_text, request_for
+from meter_worker.wire import BODY_OVERHEAD_BYTES, record_texts, request_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,9 +34,7 @@ class Parcel:
     @classmethod
     def of(cls, events: Sequence[DueEvent], *, outbox_id: str, customer_id: str) -> Parcel:
         """Return the parcel of these events."""
-        records = [
-            record_text(event, outbox_id=outbox_id, customer_id=customer_id) for event in events
-        ]
+        records = record_texts(events, outbox_id=outbox_id, customer_id=customer_id)
         return cls(events, records, customer_id)
 
     @property
@@ -52,10 +50,12 @@ class Parcel:
     @property
     def body_bytes(self) -> int:
         """The size of the request's body, at most."""
-        return BODY_OVERHEAD_BYTES + sum(_size(record) for record in self.records)
+        return BODY_OVERHEAD_BYTES + _size(",".join(self.records))
 
     def records_within(self, body_bytes: int) -> int:
         """Return how many of its records a body of that size holds, at least one."""
+        if self.body_bytes <= body_bytes:
+            return len(self.records)
         sizes = accumulate((_size(record) for record in self.records), initial=BODY_OVERHEAD_BYTES)
         return max(1, sum(size <= body_bytes for size in sizes) - 1)
 
@@ -127,8 +127,7 @@ def cut(
     tried again nothing of its stream does, for it would be stored first.
     """
     taken: list[DueEvent] = []
-    records: list[str] = []
-    size = BODY_OVERHEAD_BYTES
+    size = 0
     closed: set[int] = set()
     pays: str | None = None
     for event in events:
@@ -140,17 +139,18 @@ def cut(
             break
         if event.stream_id in closed:
             continue
-        record = record_text(event, outbox_id=outbox_id, customer_id=customer)
-        size += _size(record)
+        # A record is longer than its payload; how long it is, is known once it is made.
+        size += len(event.payload)
         if taken and size > most_bytes:
             break
         taken.append(event)
-        records.append(record)
         if event.attempts:
             closed.add(event.stream_id)
             if event.attempts >= alone_from:
                 break
-    return Parcel(taken, records, str(pays))
+    parcel = Parcel.of(taken, outbox_id=outbox_id, customer_id=str(pays))
+    records = parcel.records_within(most_bytes)
+    return parcel if records == len(taken) else parcel.part(0, records)
 
 
 def _size(record: str) -> int:

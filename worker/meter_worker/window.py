@@ -93,18 +93,27 @@ class Window:
     def _take_in(self, new: list[DueEvent], waits: Waits, waiting: int) -> list[DueEvent]:
         """Take events into view; return those that were set aside and have no room."""
         later: list[DueEvent] = []
+        taken: list[int] = []
+        queues: dict[int, deque[DueEvent]] = {}
         for event in new:
-            if event.fresh and event.stream_id in self._passed_over:
+            stream_id = event.stream_id
+            if event.fresh and stream_id in self._passed_over:
                 self._pass_over(event)
                 continue
-            has_to_wait = waits(event)
-            if not has_to_wait or waiting < self._most // 2:
-                waiting += has_to_wait
-                self._add(event)
-            elif event.fresh:
-                self._pass_over(event)
-            else:
-                later.append(event)
+            if waits(event):
+                if waiting >= self._most // 2:
+                    if event.fresh:
+                        self._pass_over(event)
+                    else:
+                        later.append(event)
+                    continue
+                waiting += 1
+            queue = queues.get(stream_id)
+            if queue is None:
+                queue = queues[stream_id] = self._queue_of(event)
+            queue.append(event)
+            taken.append(event.seq)
+        self._seqs.update(taken)
         return later
 
     def _pass_over(self, event: DueEvent) -> None:
@@ -114,10 +123,9 @@ class Window:
         # Whether it waits is told without what it carries, and there may be many streams.
         self._passed_over[event.stream_id] = event._replace(payload="")
 
-    def _add(self, event: DueEvent) -> None:
+    def _queue_of(self, event: DueEvent) -> deque[DueEvent]:
         device = self.devices.setdefault((event.tenant_id, event.device_id), {})
-        device.setdefault(event.stream_id, deque()).append(event)
-        self._seqs.add(event.seq)
+        return device.setdefault(event.stream_id, deque())
 
     def _all(self) -> Iterator[deque[DueEvent]]:
         return (events for device in self.devices.values() for events in device.values())
@@ -133,15 +141,22 @@ class Window:
 
     def take(self, events: Iterable[DueEvent]) -> None:
         """Let events, each among the first of its stream, out of view."""
+        queues: dict[int, deque[DueEvent]] = {}
+        taken: list[int] = []
+        touched: dict[int, Device] = {}
         for event in events:
-            name = event.tenant_id, event.device_id
-            device = self.devices[name]
-            device[event.stream_id].remove(event)
-            self._seqs.discard(event.seq)
-            if not device[event.stream_id]:
-                del device[event.stream_id]
-            if not device:
-                del self.devices[name]
+            queue = queues.get(event.stream_id)
+            if queue is None:
+                name = touched[event.stream_id] = event.tenant_id, event.device_id
+                queue = queues[event.stream_id] = self.devices[name][event.stream_id]
+            queue.remove(event)
+            taken.append(event.seq)
+        self._seqs.difference_update(taken)
+        for stream_id, name in touched.items():
+            if not queues[stream_id]:
+                del self.devices[name][stream_id]
+                if not self.devices[name]:
+                    del self.devices[name]
 
     def take_all(self, chosen: Callable[[DueEvent], bool]) -> list[DueEvent]:
         """Let all events of the streams chosen by their next event out of view; return them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import json.encoder
@@ -12,11 +11,11 @@ from urllib.parse import quote
 from meter_worker.backend import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from meter_lib.outbox import DueEvent
 
-__all__ = ["BODY_OVERHEAD_BYTES", "header_text", "record_text", "request_body", "request_for"]
+__all__ = ["BODY_OVERHEAD_BYTES", "header_text", "record_texts", "request_body", "request_for"]
 
 BODY_OVERHEAD_BYTES = len(b'{"records":[]}')
 
@@ -25,23 +24,30 @@ _quoted = json.encoder.encode_basestring_ascii
 _PLAIN_ASCII = "".join(chr(code) for code in range(0x20, 0x7F))
 
 
-def record_text(event: DueEvent, *, outbox_id: str, customer_id: str) -> str:
-    """Return the JSON text of the event's record; `customer_id` is JSON text itself.
+def record_texts(events: Iterable[DueEvent], *, outbox_id: str, customer_id: str) -> list[str]:
+    """Return the JSON text of each event's record; `customer_id` is JSON text itself.
 
     The same event gives the same text for ever, as long as its customer is the same. Only
     where our own clock was in trouble does it say so.
     """
-    outbox_id = event.outbox_id or outbox_id
-    clock = "" if event.recorded_time is None else f'"recorded_time":{event.recorded_time},'
-    if event.clock_uncertain:
-        clock = '"clock_uncertain":true,'
-    return (
-        f'{{"key":{_stream_key(event.tenant_id, event.device_id, event.meter_id)},'
-        f'"value":{{"customer_id":{customer_id},'
-        f'"idempotency_key":{_quoted(event.idempotency_key)},'
-        f'"event_time":{event.event_time},{clock}"outbox_id":"{outbox_id}","seq":{event.seq},'
-        f"{event.payload[1:]}}}"
-    )
+    texts: list[str] = []
+    heads: dict[int, str] = {}
+    for event in events:
+        head = heads.get(event.stream_id)
+        if head is None:
+            head = heads[event.stream_id] = (
+                f'{{"key":{_stream_key(event)},'
+                f'"value":{{"customer_id":{customer_id},"idempotency_key":'
+            )
+        clock = "" if event.recorded_time is None else f'"recorded_time":{event.recorded_time},'
+        if event.clock_uncertain:
+            clock = '"clock_uncertain":true,'
+        texts.append(
+            f'{head}{_quoted(event.idempotency_key)},"event_time":{event.event_time},{clock}'
+            f'"outbox_id":"{event.outbox_id or outbox_id}","seq":{event.seq},'
+            f"{event.payload[1:]}}}"
+        )
+    return texts
 
 
 def request_for(events: Sequence[DueEvent], records: Sequence[str]) -> Request:
@@ -67,7 +73,6 @@ def header_text(text: str) -> str:
     return quote(text, safe=_PLAIN_ASCII)
 
 
-@functools.lru_cache(maxsize=1024)
-def _stream_key(tenant_id: str, device_id: str, meter_id: str) -> str:
+def _stream_key(event: DueEvent) -> str:
     # Equal keys go to one partition, which is what keeps the order of a stream.
-    return json.dumps(f"{tenant_id}/{device_id}/{meter_id}", ensure_ascii=False)
+    return json.dumps(f"{event.tenant_id}/{event.device_id}/{event.meter_id}", ensure_ascii=False)
