@@ -105,6 +105,11 @@ class Departures:
                 break
         return sees_more
 
+    def has_plenty(self) -> bool:
+        """Return whether a request can be filled with what is in view, and nobody is in trouble."""
+        is_calm = not self.trouble and self.doubts.words is None
+        return is_calm and len(self.window) >= self._pace.records
+
     def call_suspects(self, under_way: UnderWay) -> None:
         """Let the refused events whose next refusal is the last go first, each alone."""
         if not self._may_have_suspects:

@@ -89,6 +89,7 @@ class Flusher:
         self._flights: dict[int, Flight] = {}
         self._question: tuple[int, Question] | None = None
         self._restored = False
+        self._reads_later = False
         self._doubts_until: int | None = None
         self.next_at: int | None = None
         """When there may be something to do, if nothing else happens (milliseconds, steady)."""
@@ -166,7 +167,9 @@ class Flusher:
             self._arrivals.pause_is_new = False
             if is_down:
                 self._departures.begin_round()
-        self.sees_more = self._look(now, is_down=is_down)
+        # Where there is a request's worth in view, it goes before the outbox is read on.
+        self._reads_later = not self._reads_later and not is_down and self._departures.has_plenty()
+        self.sees_more = self._reads_later or self._look(now, is_down=is_down)
         self._ask()
         # A pause for doubts holds up those in doubt only.
         in_doubt = paused_until is not None and paused_until == self._doubts_until
