@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["empty_log", "give_space_back", "pages_left"]
 
-# A file is made smaller where that frees as much as this, and three quarters of it: what it
+# A file is made smaller where that frees as much as this, and seven eighths of it: what it
 # costs to copy the rest is then little, and so is how long posts wait for it.
 _WORTHWHILE_PAGES = 1024
 _MOST_PAGES_TO_COPY = 4096
@@ -79,7 +79,7 @@ def give_space_back(
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     used_pages = pages - free_pages
     most = min(_MOST_PAGES_TO_COPY, limits.max_log_bytes // 2 // PAGE_BYTES)
-    if used_pages > most or used_pages > free_pages // 3:
+    if used_pages > most or used_pages > free_pages // 7:
         return
     connection.execute("PRAGMA busy_timeout = 0")
     try:

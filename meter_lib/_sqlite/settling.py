@@ -175,6 +175,8 @@ def _remove(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> Seque
 
     The key of an event says that it is this one, should another file have come to the place.
     """
+    if _remove_run(connection, events):
+        return events
     rows = [(event.seq, event.idempotency_key) for event in events]
     delete = "DELETE FROM events WHERE seq = ? AND idempotency_key = ? AND state <> 'dead'"
     if len(rows) > 1:
@@ -190,6 +192,30 @@ def _remove(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> Seque
         for event, row in zip(events, rows, strict=True)
         if connection.execute(delete, row).rowcount
     ]
+
+
+def _remove_run(connection: sqlite3.Connection, events: Sequence[DueEvent]) -> bool:
+    """Delete events whose seqs follow each other, if all of them are there; return whether.
+
+    As a rule they are, and two statements take two thirds of the time of one for each event.
+    """
+    seqs = [event.seq for event in events]
+    if len(seqs) < 2 or seqs != list(range(seqs[0], seqs[0] + len(seqs))):
+        return False
+    run = seqs[0], seqs[-1]
+    # No key holds a line break.
+    (keys,) = connection.execute(
+        """
+        SELECT group_concat(idempotency_key, char(10))
+        FROM (SELECT idempotency_key FROM events
+              WHERE seq BETWEEN ? AND ? AND state <> 'dead' ORDER BY seq)
+        """,
+        run,
+    ).fetchone()
+    if keys != "\n".join([event.idempotency_key for event in events]):
+        return False
+    connection.execute("DELETE FROM events WHERE seq BETWEEN ? AND ?", run)
+    return True
 
 
 def _free_streams(connection: sqlite3.Connection, settlement: Settlement) -> None:
