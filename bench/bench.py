@@ -52,15 +52,14 @@ class Scale(NamedTuple):
     round_trips: tuple[int, ...] = (1, 5, 20, 50, 100, 200)
     slow_disks: tuple[int, ...] = (2, 10, 30)
     slow_threads: tuple[int, ...] = (1, 8, 64)
+    calm_after: float = 15.0
     idle_seconds: float = 10.0
 
 
 # Half an hour less where many others use the machine.
-BRIEF = Scale(
-    0.12, 5, (1, 8, 64), (4,), 10_000, 200_000, (1_000, 1_000_000), (5, 50, 200), idle_seconds=5.0
-)
+BRIEF = Scale(0.12, 5, (1, 8, 64), (4,), 10_000, 200_000, (1_000, 1_000_000), (5, 50, 200))
 # Enough to see that all of it runs.
-TINY = Scale(0.01, 1, (1,), (2,), 1000, 100, (1000,), (1,), (2,), (1,), 0.1)
+TINY = Scale(0.01, 1, (1,), (2,), 1000, 100, (1000,), (1,), (2,), (1,), 0.0, 0.1)
 
 
 class Step(NamedTuple):
@@ -96,7 +95,12 @@ def long_steps(scale: Scale) -> Iterator[Step]:
     yield Step("wire", {"events": scale.events})
     yield Step(
         "worker",
-        {"events": scale.drained, "idle_seconds": scale.idle_seconds, "posts": 10},
+        {
+            "events": scale.drained,
+            "calm_after": scale.calm_after,
+            "idle_seconds": scale.idle_seconds,
+            "posts": 10,
+        },
     )
     for delay in scale.round_trips:
         for in_flight in (1, 4):

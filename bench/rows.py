@@ -73,7 +73,7 @@ ROWS = (
     Row("S13", "memory added by import and post", "weight.memory_mib", at_most=3, unit=" MiB"),
     Row("S14", "worker's memory, idle", "worker.idle_mib", at_most=40, unit=" MiB"),
     Row("S14", "worker's memory, its peak in a drain", "worker.drain_mib", at_most=60, unit=" MiB"),
-    Row("S14", "worker's CPU, idle", "worker.idle_cpu_percent", at_most=0.2, unit=" %"),
+    Row("S14", "worker's CPU, idle for 15 s", "worker.idle_cpu_percent", at_most=0.2, unit=" %"),
     Row(
         "S14",
         "a post is noticed, the slowest of several",

@@ -19,7 +19,7 @@ _FIRST_WAIT_SECONDS = 0.005
 _LAST_WAIT_SECONDS = 0.2
 # After so long without anything to do, a doorbell that is known to work is relied on; a look now
 # and then finds what it may have missed.
-_CALM_SECONDS = 60.0
+_CALM_SECONDS = 10.0
 _RARE_LOOK_SECONDS = 5.0
 
 
