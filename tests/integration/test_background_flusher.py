@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meter_lib import MeterClient, Settings
+from meter_lib._sqlite import SqliteOutbox
 from meter_lib.clock import SystemClock
 from meter_lib.opening import open_outbox
 from meter_lib.outbox import Link, Settlement
 from meter_worker import BackgroundFlusher
+from meter_worker.rest_backend import RestBackend
 from meter_worker.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meter_lib.outbox import OutboxStatus
+    from meter_worker.backend import Outcome, Request
 
 
 class Program:
@@ -140,6 +143,33 @@ def test_flush_waits_until_nothing_is_pending(program: Program, sandbox: Sandbox
     with program.flusher() as flusher:
         assert flusher.flush(20)
         assert (sandbox.distinct, program.status.pending) == (700, 0)
+
+
+def test_the_next_request_is_sent_while_an_answer_is_written_down(
+    program: Program, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server far away waits for no disk of ours."""
+    requests: list[Request] = []
+    second = threading.Event()
+    deliver, settle = RestBackend.deliver, SqliteOutbox.settle
+    waited: list[bool] = []
+
+    def counted(backend: RestBackend, request: Request) -> Outcome:
+        requests.append(request)
+        if len(requests) == 2:
+            second.set()
+        return deliver(backend, request)
+
+    def slow(outbox: SqliteOutbox, settlement: Settlement, *, now: int) -> None:
+        waited.append(second.wait(10))
+        settle(outbox, settlement, now=now)
+
+    monkeypatch.setattr(RestBackend, "deliver", counted)
+    monkeypatch.setattr(SqliteOutbox, "settle", slow)
+    program.post(4)
+    with program.flusher(batch_size=2) as flusher:
+        assert flusher.flush(10)
+    assert (waited, sandbox.distinct) == ([True, True], 4)
 
 
 def test_flush_gives_up_at_its_time_out(program: Program, sandbox: Sandbox) -> None:

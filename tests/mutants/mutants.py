@@ -21,6 +21,7 @@ FLUSHER = (
     "tests/unit/test_flusher_failing_outbox.py",
     "tests/unit/test_flusher_side_by_side.py",
     "tests/unit/test_flusher_pace.py",
+    "tests/unit/test_flusher_ahead.py",
 )
 
 
@@ -69,6 +70,13 @@ MUTANTS = (
         f"{WORKER}/departures.py",
         "            out.streams.update(parcel.streams)\n",
         "",
+        FLUSHER,
+    ),
+    Mutant(
+        "the next request of a stream leaves though not all of the last one was accepted",
+        f"{WORKER}/arrivals.py",
+        "all(type(verdict) is Delivered for verdict in answer.verdicts)",
+        "answer.verdicts",
         FLUSHER,
     ),
     Mutant(
@@ -694,7 +702,7 @@ MUTANTS = (
     Mutant(
         "two requests at once of one producer",
         f"{WORKER}/assembly.py",
-        'settings.max_in_flight if settings.sink == "rest" else 1',
+        "settings.max_in_flight if goes_on else 1",
         "settings.max_in_flight",
         KAFKA,
     ),

@@ -44,6 +44,8 @@ class Known:
         """The keys of the request that it was last sent in, while its outcome is unknown."""
         self.is_owed = False
         """The client was told that it is stored, and could not write it down."""
+        self.is_seen = False
+        """The client was told so, and has yet to write it down."""
         self.verdicts: list[Verdict] = []
         """Those that the client has seen, since it was last replayed."""
         self.was_refused = False
@@ -136,7 +138,7 @@ class Oracle:
         if len({stream.rpartition("/")[0] for stream in streams}) != 1:
             self._broken("one-device", f"one request carries {sorted(streams)}")
         for other in self._under_way.values():
-            if streams & {event.stream for event in other.events}:
+            if streams & {event.stream for event in other.events if not event.is_seen}:
                 self._broken("one-under-way", f"{keys} and {[e.key for e in other.events]}")
         self._check_company(events)
         for event, record in zip(events, records, strict=True):
@@ -162,7 +164,7 @@ class Oracle:
 
     def _check_may_leave(self, event: Known, record: str, keys: tuple[str, ...]) -> None:
         key = event.key
-        if event.is_gone or event.is_dead or event.is_owed:
+        if event.is_gone or event.is_dead or event.is_owed or event.is_seen:
             self._broken("sent-in-vain", f"{key} is delivered or dead, and is sent again")
         if event.record is not None and event.record != record:
             self._broken("content", f"{key} was {event.record}, is {record}")
@@ -175,7 +177,7 @@ class Oracle:
             self._broken("identical", f"{event.is_open} is unanswered, but {keys} is sent")
         is_new = event.record is None
         for other in self._streams[event.stream]:
-            if other.is_gone or other.is_dead:
+            if other.is_gone or other.is_dead or other.is_seen:
                 continue
             if is_new and other.is_open and other.key not in keys:
                 self._broken("unanswered-first", f"{key} is sent while {other.key} is unanswered")
@@ -189,6 +191,13 @@ class Oracle:
                 continue
             self._broken("order", f"{key} is sent before {other.key}")
 
+    def came(self, number: int, said: Said) -> None:
+        """The client has seen that all of a request was stored, and is yet to write it down."""
+        if set(said.told) != {STORED}:
+            self._broken("came", f"{said.told} is taken for accepted")
+        for event in self._under_way[number].events:
+            event.is_seen = True
+
     def finish(self, number: int, said: Said, *, handled: int, is_written: bool) -> None:
         """The client has seen an answer; whether it could write down what came of it."""
         self.tick += 1
@@ -196,6 +205,7 @@ class Oracle:
         is_alone = len(departure.events) == 1
         is_beside = STORED in said.told
         for event, fate in zip(departure.events, said.told, strict=True):
+            event.is_seen = False
             if fate == UNKNOWN:
                 continue
             event.is_open = () if is_written else event.is_open
@@ -220,7 +230,7 @@ class Oracle:
         self.tick += 1
         self._under_way.clear()
         for event in self.events.values():
-            event.is_owed = False
+            event.is_owed = event.is_seen = False
 
     def answer_account(self, tenant_id: str, account: str | None, *, is_written: bool) -> None:
         """The client has seen an answer of the accounts API; whether it could write it down."""

@@ -359,6 +359,10 @@ class World:
         number, said = flight.call.number, flight.said
         answer = self.wire.answering(flight.call.make, said.answer)
         is_written = True
+        if self.draw.random() < 0.5 and self.flusher.came(flight.call, answer):
+            self._tell(f"#{number} came: {type(answer).__name__}")
+            self.oracle.came(number, said)
+            self.start()
         before = self.outbox.link("events")
         paused_before = before.next_attempt_at
         try:

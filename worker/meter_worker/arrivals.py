@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meter_lib.errors import OutboxUnavailable
 from meter_lib.outbox import Settlement
-from meter_worker.backend import Ambiguous, Answered, Interrupted, Refused, Unavailable
+from meter_worker.backend import (
+    Ambiguous,
+    Answered,
+    Delivered,
+    Interrupted,
+    Refused,
+    Unavailable,
+)
 from meter_worker.exhaustive import assert_never
 from meter_worker.log_events import LinesAMinute
 from meter_worker.settling import charge, refused_alone, sort_verdicts
@@ -97,6 +104,19 @@ class Arrivals:
         """
         is_new = flight.outage == self._link.outage
         return is_new and (is_down or flight.doubts == self._doubts)
+
+    def accepts_all(self, flight: Flight, answer: Outcome) -> bool:
+        """Return whether there is nothing in an answer but that all is well, as it was before.
+
+        What was never sent before, nothing waits behind: then no event is moved by it.
+        """
+        return (
+            isinstance(answer, Answered)
+            and answer.outage is None
+            and all(type(verdict) is Delivered for verdict in answer.verdicts)
+            and all(event.fresh for event in flight.parcel.events)
+            and (flight.outage, flight.doubts) == (self._link.outage, self._doubts)
+        )
 
     def pause(self, outage: Unavailable, *, sent_in: int | None = None) -> int:
         """Let nothing be sent for a while; return until when."""

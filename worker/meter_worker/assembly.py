@@ -78,7 +78,8 @@ def flusher_over(
 ) -> Flusher:
     """Return the flusher that delivers from this outbox to these peers, by these settings."""
     # A producer has one transaction at a time, and what it has stored is settled before the next.
-    max_in_flight = settings.max_in_flight if settings.sink == "rest" else 1
+    goes_on = settings.sink == "rest"
+    max_in_flight = settings.max_in_flight if goes_on else 1
     policy = RetryPolicy(
         base_seconds=settings.backoff_base,
         max_seconds=settings.backoff_max,
@@ -128,6 +129,7 @@ def flusher_over(
         clock,
         ClockWatch(outbox, clock),
         max_in_flight=max_in_flight,
+        goes_on=goes_on,
     )
 
 

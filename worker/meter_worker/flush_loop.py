@@ -89,7 +89,10 @@ class FlushLoop:
             self.outbox.call_when_posted(self._look_again)
             while not self._stopping.is_set():
                 self._turned()
-                self._take_back(min(self._send_out(), self._turn_seconds))
+                made = self._wait_for(min(self._send_out(), self._turn_seconds))
+                if self._others_may_go(made):
+                    self._send_out()
+                self._write_down(made)
                 if not self.outbox.keeps_hold() and not self._regroup():
                     return
             self._take_back_the_last()
@@ -206,13 +209,31 @@ class FlushLoop:
             until_next = min(until_next, max(0.0, left))
         return until_next
 
-    def _take_back(self, seconds: float) -> None:
-        """Wait for an answer so long, and write what became of all that have come in."""
+    def _wait_for(self, seconds: float) -> list[Made]:
+        """Wait for an answer so long, and return all that have come in."""
+        came: list[Made] = []
         made = self._couriers.back(seconds)
         while made is not None:
-            self._delivered += self._finish(made)
+            came.append(made)
             made = self._couriers.back(0.0)
+        return came
+
+    def _others_may_go(self, came: Sequence[Made]) -> bool:
+        """Return whether, for what has come in, more can be sent before it is written down."""
+        frees = [self._flusher.came(one.call, one.answer) for one in came if one.answer is not None]
+        return (
+            bool(frees) and all(frees) and not self._stopping.is_set() and self.outbox.keeps_hold()
+        )
+
+    def _write_down(self, came: Sequence[Made]) -> None:
+        """Write what became of all that have come in."""
+        for made in came:
+            self._delivered += self._finish(made)
         self._say_delivered()
+
+    def _take_back(self, seconds: float) -> None:
+        """Wait for an answer so long, and write what became of all that have come in."""
+        self._write_down(self._wait_for(seconds))
 
     def _take_back_the_last(self) -> None:
         while self._couriers.under_way and (left := self._stop_by - time.monotonic()) > 0:

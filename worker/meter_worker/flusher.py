@@ -71,7 +71,9 @@ class Flusher:
         clock_watch: ClockWatch,
         *,
         max_in_flight: int,
+        goes_on: bool = True,
     ) -> None:
+        """`goes_on` says whether `came` lets others go before what came is written down."""
         self._outbox = outbox
         self._backend = backend
         self._accounts_api = accounts_api
@@ -83,10 +85,13 @@ class Flusher:
         self._clock = clock
         self._clock_watch = clock_watch
         self._max_in_flight = max_in_flight
+        self._goes_on = goes_on
         self._numbers = 0
         # Those that `start` has yet to return.
         self._calls: list[Call] = []
         self._flights: dict[int, Flight] = {}
+        # Of which `came` knows that all was accepted, and that `finish` is yet to write down.
+        self._accepted: dict[int, Flight] = {}
         self._question: tuple[int, Question] | None = None
         self._restored = False
         self._reads_later = False
@@ -112,6 +117,21 @@ class Flusher:
         calls, self._calls = self._calls, []
         return calls
 
+    def came(self, call: Call, answer: Answer) -> bool:
+        """Return whether another `start` may find more to do before `finish` is told of this.
+
+        True where all events of a request were accepted, and nothing else is said: the next of
+        their streams may go, for those have arrived. Should the process end before it is
+        written down, they are sent again before any others, as if nobody had seen the answer.
+        """
+        flight = self._flights.get(call.number)
+        if not self._goes_on or flight is None or isinstance(answer, AccountFound | AccountUnknown):
+            return False
+        if not self._arrivals.accepts_all(flight, answer):
+            return False
+        self._accepted[call.number] = self._flights.pop(call.number)
+        return True
+
     def finish(self, call: Call, answer: Answer) -> int:
         """Write what came of a call; return how many events it delivered.
 
@@ -122,7 +142,7 @@ class Flusher:
             if isinstance(answer, AccountFound | AccountUnknown | Unavailable | Interrupted):
                 self._payers.answered(question, answer)
             return 0
-        flight = self._flights.pop(call.number)
+        flight = self._accepted.pop(call.number, None) or self._flights.pop(call.number)
         if isinstance(answer, AccountFound | AccountUnknown):
             raise TypeError("the backend has answered with an account")
         try:
@@ -203,7 +223,8 @@ class Flusher:
         self._restored = True
 
     def _look(self, now: int, *, is_down: bool) -> bool:
-        under_way = [event for one in self._flights.values() for event in one.parcel.events]
+        flights = (*self._flights.values(), *self._accepted.values())
+        under_way = [event for one in flights for event in one.parcel.events]
         unwritten = self._arrivals.unwritten
         sees_more = self._departures.look(
             now,
@@ -226,11 +247,16 @@ class Flusher:
     def _depart(self, now: int, *, is_down: bool, in_doubt: bool) -> None:
         departures = self._departures
         words = departures.doubts.words
+        if self._accepted and (is_down or words is not None):
+            # Whether others have to wait is known once that is written down.
+            self.sees_more = True
+            return
         if not is_down and words is None:
             departures.call_suspects(self._under_way)
             count = self._max_in_flight - len(self._flights)
             parcels = departures.next_parcels(count, self._under_way, now=now)
-            if departures.some_wait_for_proof and not (parcels or self._flights or self.sees_more):
+            others = parcels or self._flights or self._accepted or self.sees_more
+            if departures.some_wait_for_proof and not others:
                 # Nothing else is left that could be accepted: they are asked about in turns.
                 departures.doubts.refused(None, self._arrivals.last_refusal)
                 self.sees_more = True

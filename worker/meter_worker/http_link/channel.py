@@ -148,7 +148,7 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: dict[str, dict[str, Any]] = {}  # Any: as requests keeps them
+        self._found: dict[str, Any] = {}  # Any: as requests keeps them
 
     def merge_environment_settings(self, url: Any, *settings: Any) -> Any:  # Any: as above
         """Return proxy and certificates, as they were with the first request to the same peer."""
