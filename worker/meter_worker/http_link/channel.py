@@ -150,11 +150,20 @@ class _Session(requests.Session):
         super().__init__()
         self._found: dict[str, Any] = {}  # Any: as requests keeps them
 
-    def merge_environment_settings(self, url: Any, *settings: Any) -> Any:  # Any: as above
+    def merge_environment_settings(
+        self,
+        url: Any,  # Any: as above
+        proxies: Any,
+        stream: Any,
+        verify: Any,
+        cert: Any,
+    ) -> Any:
         """Return proxy and certificates, as they were with the first request to the same peer."""
         peer = _peer(url)
         if peer not in self._found:
-            self._found[peer] = super().merge_environment_settings(url, *settings)
+            self._found[peer] = super().merge_environment_settings(
+                url, proxies, stream, verify, cert
+            )
         return self._found[peer]
 
     def get_redirect_target(self, resp: requests.Response) -> None:
