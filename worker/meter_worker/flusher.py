@@ -181,8 +181,7 @@ class Flusher:
             self._departures.window.forget()
         now = self._clock.steady()
         self._payers.refresh()
-        paused_until = self._link.paused_until(now)
-        is_down = self._link.is_down()
+        is_down, paused_until = self._link.standing(now)
         if paused_until is None and self._arrivals.pause_is_new:
             self._arrivals.pause_is_new = False
             if is_down:

@@ -56,17 +56,21 @@ class LinkKeeper:
         self.outage = 0
         """Which outage it is, in this process: note it with each request that is sent."""
 
-    def is_down(self) -> bool:
-        """Return whether the last attempt failed."""
-        return self._outbox.link(self._name).failures > 0
+    def standing(self, now: int) -> tuple[bool, int | None]:
+        """Return whether the last attempt failed, and when the peer may be tried again.
+
+        None means at once.
+        """
+        link = self._outbox.link(self._name)
+        until = link.next_attempt_at
+        # Longer than any wait we set: the clock was set back between two processes.
+        if until is not None and not now < until <= now + self._longest_wait:
+            until = None
+        return link.failures > 0, until
 
     def paused_until(self, now: int) -> int | None:
         """Return when the peer may be tried again, or None for at once."""
-        next_attempt_at = self._outbox.link(self._name).next_attempt_at
-        # Longer than any wait we set: the clock was set back between two processes.
-        if next_attempt_at is None or not now < next_attempt_at <= now + self._longest_wait:
-            return None
-        return next_attempt_at
+        return self.standing(now)[1]
 
     def try_now(self, now: int) -> int | None:
         """End the pause, if it is our own; return until when it stays, or None for not at all.
