@@ -49,7 +49,7 @@ def settle(folder: str, *, batch: int, events: int, turns: int) -> Figures:
         due = outbox.due(now=0, limit=batch, max_bytes=1_000_000)
         if len(due) != batch:
             raise SystemExit("there are too few events to settle")
-        outbox.settle(Settlement(delivered=due), now=1)
+        outbox.settle(Settlement(delivered=due), now=time.time_ns() // 1_000_000)
 
     def ours() -> Slice:
         fill(settings, events)

@@ -160,7 +160,7 @@ def written(folder: str, *, events: int) -> Figures:
 
 def _settle(outbox: Outbox, count: int) -> None:
     due = outbox.due(now=0, limit=count, max_bytes=1_000_000)
-    outbox.settle(Settlement(delivered=due), now=1)
+    outbox.settle(Settlement(delivered=due), now=time.time_ns() // 1_000_000)
 
 
 def _bytes_each(act: Callable[[], object], count: int) -> float:
