@@ -540,6 +540,26 @@ def test_settling_twice_counts_once(outbox: Outbox) -> None:
     assert whereabouts(outbox)["delivered"] == 2
 
 
+@pytest.mark.parametrize("which", ["gone", "dead", "another"])
+def test_of_many_in_a_row_only_those_that_wait_here_are_counted(outbox: Outbox, which: str) -> None:
+    """One may have gone meanwhile, or be another event under the same number."""
+    events = record(outbox, use(1), use(2), use(4), use(8))
+    named = list(events)
+    if which == "gone":
+        deliver(outbox, events[1])
+    elif which == "dead":
+        bury(outbox, events[1])
+    else:
+        named[1] = events[1]._replace(idempotency_key="of-another-file")
+    before = whereabouts(outbox)
+    deliver(outbox, *named)
+    after = whereabouts(outbox)
+    assert (after["delivered"], after["dead"]) == (before["delivered"] + 3, before["dead"])
+    assert everything_due(outbox) == ([events[1]] if which == "another" else [])
+    with outbox.audit(progress=lambda *_: None) as audit:
+        assert (audit.problems, audit.delivered.units) == ([], 15 if which == "gone" else 13)
+
+
 def test_an_empty_settlement_changes_nothing(outbox: Outbox) -> None:
     """Where nothing was decided, nothing is written."""
     recorded = record(outbox, use())
