@@ -71,9 +71,11 @@ class MeterClient:
         `OutboxUnavailable` where the outbox cannot take it; after each of these the
         event is not in the outbox, neither now nor later.
 
-        With `connection`, a `psycopg.Connection` to the server that the outbox is on, the
-        event is recorded in the transaction that is open there: the receipt holds once the
-        caller commits, and not before. Where this raises, that transaction can go on.
+        With `connection`, a `sqlite3.Connection` to the file of the outbox, or a
+        `psycopg.Connection` to the server that it is on, the event is recorded in the
+        transaction that is open there: the receipt holds once the caller commits, and not
+        before. Where this raises, that transaction can go on. On a file, all other posts wait
+        until it ends (10 s at most), and the connection makes no checkpoints any more.
         """
         event = usage_event(
             tenant_id,
@@ -216,7 +218,9 @@ class MeterClient:
         return lambda: self._append_at(events, now, uptime)
 
     def _append_within(self, connection: object, event: UsageEvent) -> Receipt:
-        [receipt] = self._outbox.append_within(connection, [event], now=self._clock.now())
+        [receipt] = self._outbox.append_within(
+            connection, [event], now=self._clock.now(), uptime=self._clock.uptime()
+        )
         warn_once_if_unknown(event.meter_id)
         return receipt
 

@@ -44,7 +44,12 @@ class Recorder(Protocol):
         ...
 
     def append_within(
-        self, connection: object, events: Sequence[UsageEvent], *, now: int
+        self,
+        connection: object,
+        events: Sequence[UsageEvent],
+        *,
+        now: int,
+        uptime: Uptime | None = None,
     ) -> list[Receipt]:
         """Record all of `events` or none in the transaction that the caller has open there.
 

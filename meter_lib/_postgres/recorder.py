@@ -118,7 +118,12 @@ class PostgresRecorder:
         return post.receipts or []
 
     def append_within(
-        self, connection: object, events: Sequence[UsageEvent], *, now: int
+        self,
+        connection: object,
+        events: Sequence[UsageEvent],
+        *,
+        now: int,
+        uptime: Uptime | None = None,
     ) -> list[Receipt]:
         """Record all of `events` or none in the caller's transaction; see `Recorder`."""
         theirs = self._checked(connection)
@@ -134,7 +139,7 @@ class PostgresRecorder:
                     with contextlib.suppress(_Overtaken), theirs.transaction():
                         self._check_it_is_this_outbox(cursor)
                         receipts, more = self._insert(
-                            cursor, [(events, Moment(now, None))], numbers
+                            cursor, [(events, Moment(now, uptime))], numbers
                         )
                         (count if sees_others else count_by_itself)(cursor, more)
                         self._call_workers(cursor)

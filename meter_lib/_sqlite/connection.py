@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.index_space import expect_space
@@ -13,8 +14,21 @@ from meter_lib.errors import OutboxFull, OutboxUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import TypeGuard
 
-__all__ = ["connect", "set_mode", "transaction", "translated", "translation"]
+__all__ = [
+    "connect",
+    "empty_log",
+    "is_busy",
+    "see_callers_out",
+    "set_mode",
+    "transaction",
+    "translated",
+    "translation",
+]
+
+# Between two looks whether readers are gone.
+_NAP_SECONDS = 0.002
 
 
 def connect(path: str, *, mode: str, timeout_seconds: float) -> sqlite3.Connection:
@@ -73,6 +87,39 @@ def transaction(connection: sqlite3.Connection) -> Generator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def see_callers_out(connection: sqlite3.Connection) -> None:
+    """Return once no caller's own transaction is open in which an event was posted.
+
+    To be called under our lock. As long as that is held, none gets so far again: whoever posts
+    in a transaction has SQLite's lock from before the post to the end, and needs ours in between.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def empty_log(connection: sqlite3.Connection, *, patience_seconds: float = 0.0) -> bool:
+    """Bring the log into the database and begin it anew; return whether no reader was in the way.
+
+    To be called under our lock: SQLite before 3.51.3 can lose a commit that races a checkpoint.
+    """
+    give_up_at = time.monotonic() + patience_seconds
+    while True:
+        see_callers_out(connection)
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy or time.monotonic() > give_up_at:
+            return not busy
+        # Not left to SQLite: it would also wait for a caller, who may be waiting for our lock.
+        time.sleep(_NAP_SECONDS)
+
+
+def is_busy(error: BaseException) -> TypeGuard[sqlite3.OperationalError]:
+    """Return whether another connection has SQLite's lock, for now."""
+    return isinstance(error, sqlite3.OperationalError) and "database is locked" in str(error)
 
 
 @contextlib.contextmanager

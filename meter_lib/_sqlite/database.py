@@ -14,19 +14,19 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from meter_lib._sqlite.connection import set_mode, transaction, translated, translation
+from meter_lib._sqlite.connection import is_busy, set_mode, translated
 from meter_lib._sqlite.file_lock import FairLock
 from meter_lib._sqlite.files import file_bytes, make_folder
 from meter_lib._sqlite.flusher_hold import FlusherHold
 from meter_lib._sqlite.forking import ForkedFile
-from meter_lib._sqlite.leaving_file import LeavingFile
 from meter_lib._sqlite.limits import limits_of
 from meter_lib._sqlite.log_repair import LogTrust, may_leave_traces
 from meter_lib._sqlite.opening import open_or_create, open_read_only
 from meter_lib._sqlite.place import Place
 from meter_lib._sqlite.reserve import Reserve
-from meter_lib._sqlite.room import empty_log, give_space_back, pages_left
+from meter_lib._sqlite.room import give_space_back, make_room_in_log, pages_left
 from meter_lib._sqlite.salvage.set_aside import DAMAGE_SHOWS_AS, is_damage
+from meter_lib._sqlite.shared_file import SharedFile
 from meter_lib.errors import OutboxFull, OutboxUnavailable
 
 if TYPE_CHECKING:
@@ -37,15 +37,13 @@ __all__ = ["Database"]
 # How long a write waits for the other writers. A commit takes milliseconds; whoever
 # holds the lock for longer is stopped or broken, and the caller had better know.
 _LOCK_TIMEOUT_SECONDS = 10.0
-# How long emptying the log waits for readers: theirs take milliseconds too.
-_CHECKPOINT_TIMEOUT_SECONDS = 1.0
 # How many pages events may take between two looks at how many there are.
 _PAGES_BETWEEN_LOOKS = 64
 
 _T = TypeVar("_T")
 
 
-class Database(LeavingFile, ForkedFile):
+class Database(SharedFile, ForkedFile):
     """The file of one outbox, as this process sees it. Opened on first use, safe across fork()."""
 
     def __init__(
@@ -55,7 +53,8 @@ class Database(LeavingFile, ForkedFile):
         self.path = os.path.realpath(path)
         self.limits = limits_of(max_bytes)
         self.max_log_bytes = self.limits.max_log_bytes
-        self._durable_mode = "FULL" if durability == "full" else "NORMAL"
+        self.is_durable = durability == "full"
+        self._durable_mode = "FULL" if self.is_durable else "NORMAL"
         self._read_only = read_only
         self.times_opened = 0
         self._mutex = threading.RLock()
@@ -92,28 +91,30 @@ class Database(LeavingFile, ForkedFile):
         with self._mutex:
             # No context managers from here on: they would take longer than all of Python's
             # part in a lone post.
-            try:
-                connection = self._locked()
+            give_up_at = 0.0
+            while True:
                 try:
-                    if self._trust.is_doubtful:
-                        self._mode = "", True
-                        self._trust.require(connection, self._write_lock, self.path)
-                    if self._log_bytes + log_bytes > self.max_log_bytes:
-                        self._make_room_in_log(connection, log_bytes)
-                    self._reserve.keep()
-                    if self._pages_until_look < pages:
-                        self._leave_the_reserve(connection, pages)
-                    self._pages_until_look -= pages
-                    if self._mode != (self._durable_mode, checks):
-                        self._mode = set_mode(connection, self._durable_mode, checks=checks)
-                    return record(connection)
-                except DAMAGE_SHOWS_AS as error:
-                    self._undo(connection, error)
-                    raise
-                finally:
-                    self._unlock()
-            except (sqlite3.Error, OSError) as error:
-                raise translation(self.path, error) from error
+                    connection = self._locked()
+                    try:
+                        if self._trust.is_doubtful:
+                            self._mode = "", True
+                            self._trust.require(connection, self._write_lock, self.path)
+                        if self._log_bytes + log_bytes > self.max_log_bytes:
+                            self._make_room_in_log(connection, log_bytes)
+                        self._reserve.keep()
+                        if self._pages_until_look < pages:
+                            self._leave_the_reserve(connection, pages)
+                        self._pages_until_look -= pages
+                        if self._mode != (self._durable_mode, checks):
+                            self._mode = set_mode(connection, self._durable_mode, checks=checks)
+                        return record(connection)
+                    except DAMAGE_SHOWS_AS as error:
+                        self._undo(connection, error)
+                        raise
+                    finally:
+                        self._unlock()
+                except (sqlite3.Error, OSError) as error:
+                    give_up_at = self._nap_or_raise(error, give_up_at, _LOCK_TIMEOUT_SECONDS)
 
     @contextlib.contextmanager
     def write(self, *, log_bytes: int = 0) -> Generator[sqlite3.Connection]:
@@ -124,21 +125,42 @@ class Database(LeavingFile, ForkedFile):
         reserve is given up, for the next one.
         """
         with self._mutex, translated(self.path):
+            connection = self._begun(log_bytes)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+                self._give_space_back(connection)
+            except BaseException as error:
+                self._undo_write(connection, error)
+                raise
+            finally:
+                self._unlock()
+
+    def _begun(self, log_bytes: int) -> sqlite3.Connection:
+        """Take the write lock, and begin a write transaction."""
+        give_up_at = 0.0
+        while True:
             connection = self._locked()
             try:
                 self._make_room_in_log(connection, log_bytes)
                 if self._mode != ("NORMAL", True):
                     self._mode = set_mode(connection, "NORMAL", checks=True)
-                with transaction(connection):
-                    yield connection
-                self._give_space_back(connection)
-            except DAMAGE_SHOWS_AS as error:
-                self._undo(connection, error)
-                if may_leave_traces(error):
-                    self._reserve.release()
-                raise
-            finally:
-                self._unlock()
+                connection.execute("BEGIN IMMEDIATE")
+            except BaseException as error:
+                try:
+                    self._undo_write(connection, error)
+                finally:
+                    self._unlock()
+                if not is_busy(error):
+                    raise
+                give_up_at = self._nap_or_raise(error, give_up_at, _LOCK_TIMEOUT_SECONDS)
+            else:
+                return connection
+
+    def _undo_write(self, connection: sqlite3.Connection, error: BaseException) -> None:
+        self._undo(connection, error)
+        if may_leave_traces(error):
+            self._reserve.release()
 
     @contextlib.contextmanager
     def read(self) -> Generator[sqlite3.Connection]:
@@ -147,6 +169,8 @@ class Database(LeavingFile, ForkedFile):
             self._check_it_is_our_turn()
             connection = self._opened()
             try:
+                # Whoever reads waits only where the log is being recovered or closed.
+                connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_SECONDS * 1000:.0f}")
                 connection.execute("BEGIN")
                 yield connection
                 connection.execute("COMMIT")
@@ -156,6 +180,9 @@ class Database(LeavingFile, ForkedFile):
                 if not self._read_only and is_damage(error, connection):
                     self.mend(error)
                 raise
+            finally:
+                if connection is self._connection:
+                    connection.execute("PRAGMA busy_timeout = 0")
 
     def _undo(self, connection: sqlite3.Connection, error: BaseException) -> None:
         """Undo what failed; where the file is damaged, raise with a new one in its place."""
@@ -172,6 +199,7 @@ class Database(LeavingFile, ForkedFile):
             raise OutboxUnavailable(f"{self.path} was opened readonly; nothing was recorded")
         if self._connection is None:
             make_folder(os.path.dirname(self.path))
+        give_up_at = 0.0
         while True:
             self._lock()
             try:
@@ -183,9 +211,12 @@ class Database(LeavingFile, ForkedFile):
                 # it by. The lock may have gone with it.
                 self._forget_files()
                 connection.close()
-            except BaseException:
+            except BaseException as error:
                 self._unlock()
-                raise
+                if not is_busy(error):
+                    raise
+                give_up_at = self._nap_or_raise(error, give_up_at, _LOCK_TIMEOUT_SECONDS)
+                continue
             self._unlock()
             self._close_locks()
 
@@ -244,23 +275,15 @@ class Database(LeavingFile, ForkedFile):
             self._opened()
             half = self.max_log_bytes // 2
             if self._place is not None and self._place.log_bytes() > half:
-                connection = self._locked()
+                connection = self._begun(half)
                 try:
-                    self._make_room_in_log(connection, half)
+                    connection.execute("ROLLBACK")
                 finally:
                     self._unlock()
 
     def _make_room_in_log(self, connection: sqlite3.Connection, needed: int) -> None:
         if self._place is not None:
-            empty_log(
-                connection,
-                self._place,
-                self.limits,
-                needed,
-                path=self.path,
-                patience_seconds=_CHECKPOINT_TIMEOUT_SECONDS,
-                usual_patience_seconds=_LOCK_TIMEOUT_SECONDS,
-            )
+            make_room_in_log(connection, self._place, self.limits, needed, path=self.path)
 
     def _leave_the_reserve(self, connection: sqlite3.Connection, needed: int) -> None:
         """Raise where new events would take pages that settling will need."""
@@ -275,12 +298,7 @@ class Database(LeavingFile, ForkedFile):
         """Return what is not needed to the disk; a failure undoes nothing of what was committed."""
         try:
             if self._place is not None:
-                give_space_back(
-                    connection,
-                    self._place,
-                    self.limits,
-                    usual_patience_seconds=_LOCK_TIMEOUT_SECONDS,
-                )
+                give_space_back(connection, self._place, self.limits)
         except sqlite3.Error as error:
             self._undo(connection, error)
 
@@ -305,9 +323,7 @@ class Database(LeavingFile, ForkedFile):
         if self._read_only:
             connection = open_read_only(self.path, timeout_seconds=_LOCK_TIMEOUT_SECONDS)
         else:
-            connection = open_or_create(
-                self.path, self.limits, timeout_seconds=_LOCK_TIMEOUT_SECONDS
-            )
+            connection = open_or_create(self.path, self.limits, timeout_seconds=0)
         try:
             self._place = Place(self.path)
         except BaseException:
@@ -360,6 +376,7 @@ class Database(LeavingFile, ForkedFile):
         """Let go of the file and of all locks."""
         with self._mutex:
             self.notice_a_fork()
+            self.leave_transactions()
             self.release()
             self._close_connection()
 

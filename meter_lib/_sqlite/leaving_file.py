@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from meter_lib._sqlite.connection import translated
+from meter_lib._sqlite.connection import empty_log, translated
 from meter_lib._sqlite.files import file_bytes, sync_folder
 from meter_lib._sqlite.moved import write_departure
 from meter_lib._sqlite.salvage.mending import MendedFile
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LeavingFile"]
 
 # How long the log waits for readers: their transactions take milliseconds.
-_READERS_MILLISECONDS = 1000
+_PATIENCE_SECONDS = 1.0
 
 
 class LeavingFile(MendedFile):
@@ -32,8 +32,10 @@ class LeavingFile(MendedFile):
     def alone(self) -> Generator[sqlite3.Connection]:
         """Make all others who would write wait; what is done on the connection is read only."""
         with self._mutex, translated(self.path):
-            connection = self._locked()
+            # Whoever had begun a transaction of their own is seen out by that.
+            connection = self._begun(0)
             try:
+                connection.execute("ROLLBACK")
                 yield connection
             except DAMAGE_SHOWS_AS as error:
                 self.replace_if_damaged(connection, error)
@@ -48,9 +50,8 @@ class LeavingFile(MendedFile):
         and look there again. What is left in the log goes into the file first.
         """
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA busy_timeout = {_READERS_MILLISECONDS}")
-        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy or file_bytes(f"{self.path}-wal"):
+        is_empty = empty_log(connection, patience_seconds=_PATIENCE_SECONDS)
+        if not is_empty or file_bytes(f"{self.path}-wal"):
             raise OutboxUnavailable(
                 f"{self.path} cannot be moved while another program reads it; nothing was moved"
             )
@@ -64,3 +65,6 @@ class LeavingFile(MendedFile):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.path}{ending}")
         return departure
+
+    def _begun(self, log_bytes: int) -> sqlite3.Connection:
+        raise NotImplementedError

@@ -13,12 +13,16 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 import meter_migrations
+from meter_lib._sqlite.connection import empty_log, is_busy
 from meter_lib.errors import OutboxUnavailable
 
 if TYPE_CHECKING:
     from meter_lib._sqlite.file_lock import FairLock
 
 __all__ = ["LogTrust", "may_leave_traces"]
+
+# How long the log waits for readers: their transactions take milliseconds.
+_PATIENCE_SECONDS = 10.0
 
 
 class LogTrust:
@@ -62,6 +66,17 @@ class LogTrust:
                 f"nothing was recorded"
             )
 
+    def renew(self, connection: sqlite3.Connection, lock: FairLock | None) -> bool:
+        """Begin a new log, lest it cannot be trusted; return False where readers are in the way."""
+        try:
+            return _begin_new_log(connection, patience_seconds=0)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                raise
+            # Now it is known that it cannot be: posts see to it from here on.
+            self.repair(connection, lock)
+            return True
+
     def _mark(self, lock: FairLock | None) -> None:
         if lock is not None:
             with contextlib.suppress(OSError):
@@ -88,20 +103,27 @@ def _overwrite_refused(connection: sqlite3.Connection) -> None:
 
 
 def _repaired(connection: sqlite3.Connection) -> bool:
-    """Move all that is committed to the database and begin a new log; return whether that worked.
-
-    True means that what is committed from now on is on the disk when its sync succeeds.
-    """
     try:
-        connection.execute("PRAGMA synchronous = FULL")
-        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            return False
-        # The first commit of a new log, synced with its header, makes void whatever the disk
-        # still has of the old one.
-        _write_something(connection)
-    except sqlite3.Error:
+        return _begin_new_log(connection, patience_seconds=_PATIENCE_SECONDS)
+    except sqlite3.Error as error:
+        if is_busy(error):
+            # A caller's transaction is open: there is a time to do it.
+            raise
         return False
+
+
+def _begin_new_log(connection: sqlite3.Connection, *, patience_seconds: float) -> bool:
+    """Move all that is committed to the database, begin a new log, and return True.
+
+    Then what is committed from now on is on the disk when its sync succeeds. Returns False
+    where readers are in the way. The connection is at `synchronous=FULL` afterwards.
+    """
+    connection.execute("PRAGMA synchronous = FULL")
+    if not empty_log(connection, patience_seconds=patience_seconds):
+        return False
+    # The first commit of a new log, synced with its header, makes void whatever the disk
+    # still has of the old one.
+    _write_something(connection)
     return True
 
 

@@ -16,7 +16,6 @@ from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.post_queue import Moment, Post, PostQueue
 from meter_lib._sqlite.salvage.set_aside import OutboxSetAside
 from meter_lib.errors import (
-    InvalidUsage,
     KeyConflict,
     MeterError,
     OutboxFull,
@@ -105,21 +104,49 @@ class SqliteRecorder:
 
     def append_within(
         self,
-        connection: object,  # noqa: ARG002  # of the port, as the others
-        events: Sequence[UsageEvent],  # noqa: ARG002  # see above
+        connection: object,
+        events: Sequence[UsageEvent],
         *,
-        now: int,  # noqa: ARG002  # see above
+        now: int,
+        uptime: Uptime | None = None,
     ) -> list[Receipt]:
-        """Raise `InvalidUsage`: a file is written by connections of its own only.
+        """Record all of `events` or none in the caller's transaction; see `Recorder`."""
+        # Most programs never need it.
+        from meter_lib._sqlite.within import record_within  # noqa: PLC0415  # see above
 
-        A caller's commit would be outside of the lock that keeps SQLite before 3.51.3 from
-        losing commits, and of all that keeps a file within its limit and in repair.
-        """
-        raise InvalidUsage(
-            f"connection: {self._database.path} is a file, which only the library itself writes;"
-            " to record within a transaction of yours, the outbox must be on the PostgreSQL"
-            " server that the transaction is on (METER_OUTBOX=postgresql://...)"
+        at = Moment(now, uptime)
+        log_bytes = _log_bytes(events)
+        pages = log_bytes // PAGE_BYTES
+        try:
+            return record_within(
+                self._database,
+                connection,
+                lambda theirs: self._record_within(theirs, events, at, 0),
+                log_bytes=log_bytes,
+                pages=pages,
+            )
+        except OutboxFull:
+            if not self._drops_oldest:
+                raise
+        receipts = record_within(
+            self._database,
+            connection,
+            lambda theirs: self._record_within(theirs, events, at, pages),
+            # Dropping goes through the log as well.
+            log_bytes=log_bytes + self._database.max_log_bytes // 3,
+            pages=0,
         )
+        self._drop_log.say(self._database.path)
+        return receipts
+
+    def _record_within(
+        self, theirs: sqlite3.Connection, events: Sequence[UsageEvent], at: Moment, make_room: int
+    ) -> list[Receipt]:
+        # Nothing is remembered of a transaction that may be rolled back.
+        if make_room:
+            self._drop_log.add(drop_oldest(theirs, self._database.limits, pages=make_room, after=0))
+        boot = _enter_boot(theirs, None, at)
+        return self._insert(theirs, [(events, at)], {}, {}, boot)[0]
 
     @property
     def location(self) -> str:

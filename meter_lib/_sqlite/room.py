@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.connection import empty_log
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib.errors import OutboxFull
 
@@ -13,30 +14,28 @@ if TYPE_CHECKING:
     from meter_lib._sqlite.limits import Limits
     from meter_lib._sqlite.place import Place
 
-__all__ = ["empty_log", "give_space_back", "pages_left"]
+__all__ = ["give_space_back", "make_room_in_log", "pages_left"]
 
 # A file is made smaller where that frees as much as this, and seven eighths of it: what it
 # costs to copy the rest is then little, and so is how long posts wait for it.
 _WORTHWHILE_PAGES = 1024
 _MOST_PAGES_TO_COPY = 4096
+# How long emptying the log waits for readers: their transactions take milliseconds.
+_PATIENCE_SECONDS = 1.0
 
 
-def empty_log(
+def make_room_in_log(
     connection: sqlite3.Connection,
     place: Place,
     limits: Limits,
     needed: int,
     *,
     path: str,
-    patience_seconds: float,
-    usual_patience_seconds: float,
 ) -> None:
     """Return once the write-ahead log has room for so many bytes, or raise `OutboxFull`."""
     if place.log_bytes() + needed <= limits.max_log_bytes:
         return
-    connection.execute(f"PRAGMA busy_timeout = {patience_seconds * 1000:.0f}")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    connection.execute(f"PRAGMA busy_timeout = {usual_patience_seconds * 1000:.0f}")
+    empty_log(connection, patience_seconds=_PATIENCE_SECONDS)
     in_log = place.log_bytes()
     if in_log + needed <= limits.max_log_bytes:
         return
@@ -66,9 +65,7 @@ def pages_left(connection: sqlite3.Connection, limits: Limits) -> int:
     return int(limits.max_capture_pages - pages + free_pages)
 
 
-def give_space_back(
-    connection: sqlite3.Connection, place: Place, limits: Limits, *, usual_patience_seconds: float
-) -> None:
+def give_space_back(connection: sqlite3.Connection, place: Place, limits: Limits) -> None:
     """Make the file smaller where nearly all of it is free. Waits for nobody.
 
     No `auto_vacuum`: with it, each post that begins a page would write another one.
@@ -81,12 +78,8 @@ def give_space_back(
     most = min(_MOST_PAGES_TO_COPY, limits.max_log_bytes // 2 // PAGE_BYTES)
     if used_pages > most or used_pages > free_pages // 7:
         return
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        # The copy goes through the log, and the checkpoint after it cuts the file.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if place.log_bytes() < limits.max_log_bytes // 4:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {usual_patience_seconds * 1000:.0f}")
+    # The copy goes through the log, and the checkpoint after it cuts the file.
+    empty_log(connection)
+    if place.log_bytes() < limits.max_log_bytes // 4:
+        connection.execute("VACUUM")
+        empty_log(connection)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import meter_migrations
-from meter_lib._sqlite import SqliteOutbox, database, file_lock, opening, recorder
+from meter_lib._sqlite import SqliteOutbox, database, file_lock, opening, recorder, room
 from meter_lib.errors import OutboxFull, OutboxMissing, OutboxUnavailable, SchemaTooNew
 from meter_lib.outbox import Account, Burial, Deferral, Selector, Settlement, Unanswered
 from meter_lib.usage import digest, usage_event
@@ -94,7 +94,7 @@ def outbox(opened: Callable[..., SqliteOutbox]) -> SqliteOutbox:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody wait for a lock or a reader for longer than tests can afford."""
     monkeypatch.setattr(database, "_LOCK_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(database, "_CHECKPOINT_TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr(room, "_PATIENCE_SECONDS", 0)
 
 
 # -- how the file is written ----------------------------------------------------------
@@ -521,7 +521,7 @@ def test_a_stranger_in_a_transaction_ends_in_an_error(
     outbox.append([use()], now=NOON)
     stranger = sqlite3.connect(outbox_path, isolation_level=None)
     stranger.execute(f"BEGIN {kind}")
-    with pytest.raises(OutboxUnavailable, match="database is locked"):
+    with pytest.raises(OutboxUnavailable, match="is locked: another connection"):
         outbox.append([use()], now=NOON)
     stranger.execute("ROLLBACK")
     stranger.close()

@@ -268,12 +268,3 @@ def test_a_connection_that_cannot_carry_an_event_is_refused(
         ):
             elsewhere.post("t", "d", "m", 1, connection=theirs)
     assert client._outbox.status().accepted == 2
-
-
-def test_a_file_is_written_by_the_library_alone(outbox_path: str) -> None:
-    """For an outbox in a file a connection is refused, in words that say where it works."""
-    with (
-        MeterClient(outbox_path) as client,
-        pytest.raises(InvalidUsage, match="METER_OUTBOX=postgresql"),
-    ):
-        client.post("t", "d", "m", 1, connection=object())

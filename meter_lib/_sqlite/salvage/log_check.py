@@ -11,8 +11,10 @@ commit of events is on the disk before the next one begins.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from meter_lib._sqlite.connection import connect
 from meter_lib._sqlite.files import file_bytes
 from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.salvage.log_frames import LogFrames
@@ -22,6 +24,7 @@ from meter_lib._sqlite.salvage.trees import Trees
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Generator
 
     from meter_lib._sqlite.salvage.log_frames import Frame
 
@@ -36,17 +39,29 @@ _PROOF = 2
 def check_log(path: str, connection: sqlite3.Connection) -> None:
     """Raise `DamagedLog` where the log of `path` ends with events that `connection` cannot see.
 
-    To be called under the lock file, before anything is written.
+    To be called under the lock file, before anything is written; `connection` only reads.
     """
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    accepted = accepted_events(connection)
-    hidden = _hidden_seqs(path, page_size, accepted)
-    if len(hidden) >= _PROOF:
-        raise DamagedLog(f"its log is damaged before event {max(hidden)}")
-    if hidden:
-        # SQLite would leave what it does not write over. Behind later commits it would be
-        # taken for newer than those.
-        LogFrames.erase_what_is_cut_off(path, page_size)
+    if not _hidden_seqs(path, page_size, accepted_events(connection)):
+        return
+    with _no_commit_under_way(path):
+        hidden = _hidden_seqs(path, page_size, accepted_events(connection))
+        if len(hidden) >= _PROOF:
+            raise DamagedLog(f"its log is damaged before event {max(hidden)}")
+        if hidden:
+            # SQLite would leave what it does not write over. Behind later commits it would be
+            # taken for newer than those.
+            LogFrames.erase_what_is_cut_off(path, page_size)
+
+
+@contextlib.contextmanager
+def _no_commit_under_way(path: str) -> Generator[None]:
+    """Have SQLite's lock, or raise: a caller's own transaction commits without the lock file."""
+    # It is not the last to be closed, and so empties no log.
+    with contextlib.closing(connect(path, mode="rw", timeout_seconds=0)) as ours:
+        ours.execute("BEGIN IMMEDIATE")
+        yield
+        ours.execute("ROLLBACK")
 
 
 def _hidden_seqs(path: str, page_size: int, accepted: int) -> set[int]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import meter_migrations
 from meter_lib._sqlite.building import building
+from meter_lib._sqlite.connection import is_busy, see_callers_out
 from meter_lib._sqlite.files import sync_file, sync_folder
 from meter_lib.errors import OutboxUnavailable
 from meter_lib.usage import shown
@@ -154,6 +155,8 @@ def replace_damaged(
     """
     if error is None or not is_damage(error, connection):
         return
+    if connection is not None:
+        _see_callers_out(connection)
     aside = _free_name(path)
     salvaged = _build(path, aside)
     finish(path)
@@ -166,6 +169,18 @@ def replace_damaged(
         extra={"event": "outbox_set_aside", "outbox": path},
     )
     raise OutboxSetAside(f"{path} was damaged, and a new outbox is in its place") from error
+
+
+def _see_callers_out(connection: sqlite3.Connection) -> None:
+    # What they commit in the damaged file after it was read would not be in the new one.
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        see_callers_out(connection)
+    except sqlite3.Error as error:
+        # Damaged as it is, it may not be asked.
+        if is_busy(error):
+            raise
 
 
 def _build(path: str, aside: str) -> Salvaged:
