@@ -42,6 +42,8 @@ OPERATING = (
 
 MOVING = ("tests/integration/test_move.py",)
 
+WITHIN = ("tests/integration/test_post_within.py", "tests/durability/test_callers_commits.py")
+
 
 class Mutant(NamedTuple):
     """A deliberate bug."""
@@ -639,9 +641,52 @@ MUTANTS = (
     Mutant(
         "what is left in the log stays behind",
         f"{OUTBOX}/leaving_file.py",
-        'if is_busy or file_bytes(f"{self.path}-wal"):',
+        'if not is_empty or file_bytes(f"{self.path}-wal"):',
         "if False:",
         MOVING,
+    ),
+    # -- in a caller's own transaction --------------------------------------------------
+    Mutant(
+        "a caller's commit that failed comes back after a crash",
+        f"{OUTBOX}/shared_file.py",
+        "if accepted_events(connection) < promised_seq:",
+        "if promised_seq < 0:",
+        WITHIN,
+    ),
+    Mutant(
+        "a commit under way is taken for damage of the log",
+        f"{OUTBOX}/salvage/log_check.py",
+        'ours.execute("BEGIN IMMEDIATE")',
+        'ours.execute("BEGIN")',
+        WITHIN,
+    ),
+    Mutant(
+        "an event is recorded in a file that was replaced",
+        f"{OUTBOX}/within.py",
+        "    if _is_free(ours):\n",
+        "    if not theirs:\n",
+        WITHIN,
+    ),
+    Mutant(
+        "an event is recorded by a connection that does not sync",
+        f"{OUTBOX}/within.py",
+        "if synchronous < _FULL:",
+        "if synchronous < 0:",
+        WITHIN,
+    ),
+    Mutant(
+        "a refused post leaves a transaction open that holds up all others",
+        f"{OUTBOX}/within.py",
+        "if not is_theirs and theirs.in_transaction:",
+        "if not theirs:",
+        WITHIN,
+    ),
+    Mutant(
+        "the log of a program that only posts within is never emptied",
+        f"{OUTBOX}/shared_file.py",
+        "                    empty_log(connection)\n",
+        "                    pass\n",
+        WITHIN,
     ),
     # -- straight to Kafka --------------------------------------------------------------
     Mutant(
