@@ -44,7 +44,8 @@ class CutLine:
     def _up(self, client: socket.socket, server: socket.socket) -> None:
         with client, server, contextlib.suppress(OSError):
             while said := client.recv(65_536):
-                if self._arrives is not None and b"COMMIT" in said:
+                # As a whole: a beginning may say READ COMMITTED.
+                if self._arrives is not None and b"COMMIT\0" in said:
                     arrives, self._arrives = self._arrives, None
                     # Nothing of the answer comes through.
                     client.shutdown(socket.SHUT_RDWR)
