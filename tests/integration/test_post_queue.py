@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import sqlite3
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,7 +69,9 @@ class Poster(threading.Thread):
 
 
 @contextmanager
-def all_waiting(outbox: SqliteOutbox, posters: Sequence[Poster]) -> Iterator[None]:
+def all_waiting(
+    outbox: SqliteOutbox, posters: Sequence[Poster], *, at_most_seconds: float | None = None
+) -> Iterator[None]:
     """Let them wait behind the first, who waits for another process, and then go on together."""
     with open(f"{outbox.location}.lock", "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -77,7 +80,7 @@ def all_waiting(outbox: SqliteOutbox, posters: Sequence[Poster]) -> Iterator[Non
             until(lambda number=number: waiting(outbox) == number)
         yield
     for poster in posters:
-        poster.join()
+        poster.join(at_most_seconds)
 
 
 def waiting(outbox: SqliteOutbox) -> int:
@@ -201,6 +204,39 @@ def test_a_post_out_of_a_post_is_refused(
     poster.join()
     assert (poster.answer, type(nested.answer)) == (["queued"], OutboxUnavailable)
     assert stored(outbox) == [0, 1]
+
+
+class Interrupted(Exception):
+    """What one thread throws into another."""
+
+
+class InterruptedPoster(Poster):
+    """A thread that does not return from its post."""
+
+    def run(self) -> None:
+        """Post, and end as if nothing had happened."""
+        with suppress(Interrupted):
+            super().run()
+
+    def interrupt(self) -> None:
+        """Let it raise as soon as it has been woken."""
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(self.ident or 0), ctypes.py_object(Interrupted)
+        )
+
+
+def test_a_thread_that_is_interrupted_keeps_nobody_waiting(outbox: SqliteOutbox) -> None:
+    """Of those that are recorded together each wakes the next, whatever becomes of it."""
+    interrupted = InterruptedPoster(outbox, [use(3)])
+    posters = [Poster(outbox, [use(number)]) for number in (1, 2, 4, 5)]
+    posters.insert(2, interrupted)
+    for poster in posters:
+        poster.daemon = True
+    with all_waiting(outbox, posters, at_most_seconds=20):
+        # The second leads for the third and those behind it.
+        interrupted.interrupt()
+    assert [poster.answer for poster in posters] == [["queued"]] * 2 + [None] + [["queued"]] * 2
+    assert stored(outbox) == [0, 1, 2, 3, 4, 5]
 
 
 # Threads print the key of each event they have a receipt for; the program ends in their midst.
