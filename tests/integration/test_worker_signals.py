@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -181,6 +183,21 @@ def test_a_worker_stops_in_time_while_new_settings_wait_for_an_answer(
     assert worker.ends(signal.SIGTERM, seconds=8) == 0
     assert "still hangs" not in worker.stderr
     assert status(path).pending == 1
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_worker_that_is_told_again_while_it_ends_ends_with_0(
+    start: Callable[..., Child], path: Path, again: signal.Signals
+) -> None:
+    """Signals that come on the way out neither kill it nor make it print a traceback."""
+    worker = start()
+    eventually(lambda: holder(path))
+    worker.process.send_signal(signal.SIGINT)
+    while worker.process.poll() is None:
+        worker.process.send_signal(again)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=0.01)
+    assert (worker.process.returncode, "Traceback" in worker.stderr) == (0, False)
 
 
 def test_new_settings_end_a_request_that_is_never_answered(

@@ -156,7 +156,7 @@ class StopSignals:
     """SIGTERM, SIGINT and `others`, as something that the main thread can wait for.
 
     A signal handler may run while the main thread holds any lock, so it must not take
-    one: it writes to a pipe, and `wait` reads from that.
+    one: it writes to a pipe, and `wait` reads from that. After the `with`, they are ignored.
     """
 
     def __init__(self, *others: signal.Signals) -> None:
@@ -166,9 +166,8 @@ class StopSignals:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._others_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._others = {
-            number: signal.signal(number, _leave_it_to_the_pipe) for number in self._numbers
-        }
+        for number in self._numbers:
+            signal.signal(number, _leave_it_to_the_pipe)
         return self
 
     def __exit__(
@@ -177,8 +176,9 @@ class StopSignals:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._others.items():
-            signal.signal(number, handler)
+        # The process is about to end: told so once more, it would end with another code.
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._others_writer)
         os.close(self._reader)
         os.close(self._writer)
