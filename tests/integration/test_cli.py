@@ -693,6 +693,25 @@ def test_an_interrupted_file_says_how_far_it_came(path: Path) -> None:
     assert b"Traceback" not in stderr
 
 
+def test_ctrl_c_while_a_command_is_loaded_leaves_no_traceback() -> None:
+    """Whoever changes their mind at once is answered like everybody else."""
+    probe = """
+import runpy, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "meter_worker.cli.application":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+runpy.run_module("meter_worker", run_name="__main__")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", probe, "meters"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "meter-lib: interrupted\n")
+
+
 def peak_kib(count: int) -> int:
     """Return the peak memory of an import of so many lines, every tenth of them bad."""
     probe = (
