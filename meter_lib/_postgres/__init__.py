@@ -53,6 +53,18 @@ class PostgresOutbox(
         """Return the URL, less whatever may be secret in it."""
         return self._location
 
+    def try_hold(self) -> bool:
+        """Hold a fair share of the streams, or return False; see `Delivery.try_hold`.
+
+        Whoever waited for a mover may find another outbox, with a name of its own, or none:
+        then `OutboxMoved` says where it is.
+        """
+        is_held = super().try_hold()
+        if is_held:
+            self._session.look_again()
+            self._session.life()
+        return is_held
+
     def close(self) -> None:
         """Let go of the connections and of the hold."""
         self.release()

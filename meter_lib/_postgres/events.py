@@ -29,7 +29,14 @@ EVENT = """
     e.total_usage, e.payload, e.attempts, e.customer_id, e.lone_refusal,
     coalesce(abs(e.lone_refusal) <= o.proven_to, false), e.state = 'pending'
 """
-ORIGIN = "NULL::bigint, e.clock_uncertain, NULL::text"
+ORIGIN = """
+    CASE WHEN e.clock_corrected THEN e.recorded_at END, e.clock_uncertain,
+    CASE WHEN o.epoch > 1 THEN coalesce(
+        (SELECT former ->> 2 FROM jsonb_array_elements(o.copied_from::jsonb) AS former
+         WHERE e.seq > (former ->> 0)::bigint AND e.seq <= (former ->> 1)::bigint),
+        o.outbox_id)
+    END
+"""
 
 
 def due_event(row: TupleRow) -> DueEvent:

@@ -12,7 +12,7 @@ from meter_lib._postgres.letters import PostgresLetters
 from meter_lib._postgres.peers import read_links, storable
 from meter_lib._postgres.streams import Streams, lock_streams, shard_of
 from meter_lib._postgres.tallies import Totals, count, totals
-from meter_lib.errors import KeyConflict, OutboxFull
+from meter_lib.errors import KeyConflict, OutboxFull, OutboxUnavailable
 from meter_lib.outbox import OutboxStatus
 from meter_lib.usage import digest
 from meter_migrations.postgres import LATEST
@@ -114,9 +114,14 @@ class PostgresOperations(PostgresLetters):
 
     def import_letters(self, letters: Sequence[ImportedLetter], *, now: int) -> list[bool]:
         """Accept dead letters from elsewhere; see `Operations.import_letters`."""
+        self._session.look_again()
         numbers = Streams().numbers(self._session, [letter.event for letter in letters])
 
         def record(cursor: Cursor[TupleRow]) -> list[bool]:
+            if numbers.life != self._session.life():
+                raise OutboxUnavailable(
+                    f"an outbox has moved to {self._place} just now; nothing was imported"
+                )
             # One import at a time, so that the keys it has looked for stay unknown.
             cursor.execute("LOCK TABLE meter_lib.known_keys IN SHARE ROW EXCLUSIVE MODE")
             if totals(cursor).bytes > self._limit:
@@ -124,7 +129,7 @@ class PostgresOperations(PostgresLetters):
                     f"{self._place} is full: its limit (METER_MAX_BYTES) is {self._limit} bytes;"
                     " nothing was imported"
                 )
-            return list(_import(cursor, letters, numbers, now))
+            return list(_import(cursor, letters, numbers.of, now))
 
         return self._session.capture(record)
 

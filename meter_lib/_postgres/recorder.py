@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from meter_lib._postgres.server import Server
     from meter_lib._postgres.session import Session
+    from meter_lib._postgres.streams import Numbers
     from meter_lib.clock import Uptime
     from meter_lib.outbox import Receipt
     from meter_lib.usage import UsageEvent
@@ -59,7 +60,7 @@ _ROW_BYTES = 400
 
 
 class _Overtaken(Exception):
-    """Somebody else has recorded one of the keys in the meantime."""
+    """Somebody else has recorded one of the keys in the meantime, or moved an outbox."""
 
 
 class PostgresRecorder:
@@ -72,6 +73,7 @@ class PostgresRecorder:
         self._streams = Streams()
         self._call_again_at = 0.0
         self._name = ""
+        self._name_of: object = None
         self._queue = PostQueue(self._record_together)
         # Threads that waited when the process forked are not there in the child.
         self._queue_of = os.getpid()
@@ -79,7 +81,8 @@ class PostgresRecorder:
     @property
     def outbox_id(self) -> str:
         """Return the outbox's own name."""
-        if not self._name:
+        if not self._name or self._name_of != self._session.life():
+            self._name_of = self._session.life()
             self._name = self._session.repeatable(_outbox_id)
         return self._name
 
@@ -128,7 +131,6 @@ class PostgresRecorder:
         """Record all of `events` or none in the caller's transaction; see `Recorder`."""
         theirs = self._checked(connection)
         # Beforehand, by our own connection: nothing that others wait for is left to the caller's.
-        numbers = self._streams.numbers(self._session, events)
         self._session.repeatable(lambda cursor: self._check_room(cursor, events))
         try:
             with theirs.cursor(row_factory=tuple_row) as cursor:
@@ -136,8 +138,9 @@ class PostgresRecorder:
                 cursor.execute("SELECT current_setting('transaction_isolation') = 'read committed'")
                 [(sees_others,)] = cursor.fetchall()
                 for _ in range(_MOST_TRIES):
+                    numbers = self._streams.numbers(self._session, events)
                     with contextlib.suppress(_Overtaken), theirs.transaction():
-                        self._check_it_is_this_outbox(cursor)
+                        self._check_it_is_this_outbox(cursor, numbers.life)
                         receipts, more = self._insert(
                             cursor, [(events, Moment(now, uptime))], numbers
                         )
@@ -145,19 +148,24 @@ class PostgresRecorder:
                         self._call_workers(cursor)
                         return receipts[0]
         except psycopg.Error as error:
-            raise self._server.translation(error) from error
+            raise self._session.translation(error) from error
         raise OutboxUnavailable(f"{self._server.location}: its keys are being recorded by others")
 
-    def _check_it_is_this_outbox(self, cursor: Cursor[TupleRow]) -> None:
+    def _check_it_is_this_outbox(self, cursor: Cursor[TupleRow], life: object) -> None:
         try:
-            names = [_outbox_id(cursor)]
-        except (psycopg.errors.UndefinedTable, OutboxMissing):
-            names = []
-        if names != [self.outbox_id]:
-            raise InvalidUsage(
-                f"connection: its database, as its transaction sees it, has"
-                f" {'another' if names else 'no'} outbox, not {self._server.location}"
-            )
+            cursor.execute("SELECT life FROM meter_lib.outbox")
+            lives = [theirs for (theirs,) in cursor.fetchall()]
+        except psycopg.errors.UndefinedTable:
+            lives = []
+        if lives == [life]:
+            return
+        self._session.look_again()
+        if lives == [self._session.life()]:
+            raise _Overtaken
+        raise InvalidUsage(
+            f"connection: its database, as its transaction sees it, has"
+            f" {'another' if lives else 'no'} outbox, not {self._server.location}"
+        )
 
     def _checked(self, connection: object) -> Connection[TupleRow]:
         if not isinstance(connection, psycopg.Connection):
@@ -214,9 +222,10 @@ class PostgresRecorder:
         self, batches: Sequence[tuple[Sequence[UsageEvent], Moment]]
     ) -> list[list[Receipt]]:
         events = [event for its_events, _ in batches for event in its_events]
-        numbers = self._streams.numbers(self._session, events)
 
         def record(cursor: Cursor[TupleRow]) -> list[list[Receipt]]:
+            if numbers.life != self._session.life():
+                raise _Overtaken
             self._check_room(cursor, events)
             receipts, more = self._insert(cursor, batches, numbers)
             count(cursor, more)
@@ -224,6 +233,7 @@ class PostgresRecorder:
             return receipts
 
         for _ in range(_MOST_TRIES):
+            numbers = self._streams.numbers(self._session, events)
             with contextlib.suppress(_Overtaken):
                 return self._session.capture(record, lock_timeout=_LOCK_TIMEOUT)
         raise OutboxUnavailable(f"{self._server.location}: its keys are being recorded by others")
@@ -232,7 +242,7 @@ class PostgresRecorder:
         self,
         cursor: Cursor[TupleRow],
         batches: Sequence[tuple[Sequence[UsageEvent], Moment]],
-        numbers: dict[tuple[str, str, str], int],
+        numbers: Numbers,
     ) -> tuple[list[list[Receipt]], Totals]:
         """Record what is new of the events; return receipts for all, and what that adds."""
         known = known_keys(
@@ -263,7 +273,7 @@ class PostgresRecorder:
         rows = [
             (
                 seq,
-                numbers[event.tenant_id, event.device_id, event.meter_id],
+                numbers.of[event.tenant_id, event.device_id, event.meter_id],
                 shard_of(event.tenant_id, event.device_id),
                 receipt["idempotency_key"],
                 receipt["event_time"],

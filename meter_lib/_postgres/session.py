@@ -9,10 +9,11 @@ import contextlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import psycopg
 
+from meter_lib._postgres.moved import keep_out
 from meter_lib.errors import OutboxMissing, OutboxUnavailable, SchemaTooNew
 from meter_migrations.postgres import LATEST, migrate, schema_version
 
@@ -48,6 +49,7 @@ class Session:
         self._read_only = read_only
         self._connection: Connection[TupleRow] | None = None
         self._is_current = False
+        self._life: object = None
         self._is_pinned = False
         self._turn = threading.Lock()
         self._whose_turn: int | None = None
@@ -75,12 +77,13 @@ class Session:
                             """
                             SELECT array[pg_current_xact_id()::text,
                                          pg_postmaster_start_time()::text],
-                                   set_config('synchronous_commit', %s, true),
+                                   life, set_config('synchronous_commit', %s, true),
                                    set_config('lock_timeout', %s, true)
+                            FROM meter_lib.outbox
                             """,
                             (self._synchronous, lock_timeout),
                         )
-                        number = _only(cursor)
+                        number, self._life, *_ = cursor.fetchone() or _nobody()
                         results.append(record(cursor))
                 except psycopg.Error as error:
                     if self._connection is None and results:
@@ -89,7 +92,7 @@ class Session:
                     elif self._connection is None and had_connection:
                         # It had been lost before, and nobody had used it since.
                         continue
-                    raise self._server.translation(error) from error
+                    raise self.translation(error) from error
                 return results[0]
 
     def repeatable(self, do: Callable[[Cursor[TupleRow]], _T]) -> _T:
@@ -99,6 +102,7 @@ class Session:
                 had_connection = self._connection is not None
                 try:
                     with self._transaction() as cursor:
+                        _look_first(cursor)
                         return do(cursor)
                 except psycopg.Error:
                     if self._connection is not None or not had_connection:
@@ -111,20 +115,19 @@ class Session:
         It is not synced: a crash of the server may undo it and those after it.
         """
         with self._translated(), self._my_turn(), self._transaction() as cursor:
-            cursor.execute(
-                """
-                SELECT set_config('synchronous_commit', 'off', true),
-                       set_config('lock_timeout', %s, true)
-                """,
-                (_LOCK_TIMEOUT,),
-            )
+            _look_first(cursor)
             yield cursor
 
     @contextlib.contextmanager
     def read(self) -> Generator[Cursor[TupleRow]]:
-        """Run reads that all see the same instant. Nobody waits for them."""
+        """Run reads that all see the same instant. They wait, and are waited for, by moves only."""
         with self._translated(), self._my_turn(), self._transaction() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            cursor.execute(
+                f"""
+                SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
+                SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'
+                """
+            )
             yield cursor
 
     @contextlib.contextmanager
@@ -134,6 +137,29 @@ class Session:
             yield cursor
 
     # -- the connection ---------------------------------------------------------------
+
+    def life(self) -> object:
+        """Return which life of the tables this is; whoever has moved them begins another.
+
+        It is that of the latest transaction of `capture`, if there was one: until its end
+        nobody can move them.
+        """
+        if self._life is None:
+            self._life = self.repeatable(_life)
+        return self._life
+
+    def look_again(self) -> None:
+        """Let `life` ask the server: another outbox may have come."""
+        self._life = None
+
+    def translation(self, error: psycopg.Error) -> OutboxUnavailable:
+        """The error of the driver in our words; where tables are missing, what became of them."""
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            # Perhaps somebody begins anew here: the next use looks what is there.
+            self._is_current = False
+            with contextlib.suppress(psycopg.Error), self._server.connect() as connection:
+                keep_out(connection.cursor(), self._server.location)
+        return self._server.translation(error)
 
     def pin(self) -> None:
         """From now on this connection or none: once it is lost, everything raises until `unpin`."""
@@ -194,7 +220,9 @@ class Session:
 
     def _opened(self) -> Connection[TupleRow]:
         if self._connection is not None:
-            return self._connection
+            if self._is_current or self._is_pinned:
+                return self._connection
+            self._connection.close()
         if self._is_pinned:
             raise OutboxUnavailable(
                 f"{self._server.location}: the connection was lost, and with it the hold"
@@ -212,6 +240,8 @@ class Session:
     def _bring_up_to_date(self, connection: Connection[TupleRow]) -> None:
         place = self._server.location
         with connection.transaction(), connection.cursor() as cursor:
+            # Whoever makes or moves an outbox here may take long.
+            cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             version = schema_version(cursor)
             if version > LATEST:
                 raise SchemaTooNew(
@@ -224,11 +254,14 @@ class Session:
                 raise OutboxUnavailable(
                     f"{place} has schema {version}; meter-lib migrate brings it to {LATEST}"
                 )
+            keep_out(cursor, place)
             if version < LATEST:
                 try:
                     migrate(cursor)
                 except ValueError as error:
                     raise OutboxUnavailable(f"{place}: {error}") from error
+                # Who was waited for may have been a mover.
+                keep_out(cursor, place)
         self._is_current = True
 
     @contextlib.contextmanager
@@ -236,7 +269,7 @@ class Session:
         try:
             yield
         except psycopg.Error as error:
-            raise self._server.translation(error) from error
+            raise self.translation(error) from error
 
     def _was_committed(self, number: object, error: psycopg.Error) -> bool:
         """Ask the server what became of a transaction, as long as there is hope to be told.
@@ -269,6 +302,27 @@ class Session:
             " does not say what became of it: the event may have been recorded. To be sure, post"
             " again what had an idempotency_key of its own, under the same one"
         ) from error
+
+
+def _look_first(cursor: Cursor[TupleRow]) -> None:
+    """Begin a transaction that is not synced: until its end nobody can move the outbox."""
+    cursor.execute(
+        """
+        SELECT set_config('synchronous_commit', 'off', true),
+               set_config('lock_timeout', %s, true)
+        FROM meter_lib.outbox
+        """,
+        (_LOCK_TIMEOUT,),
+    )
+
+
+def _life(cursor: Cursor[TupleRow]) -> object:
+    cursor.execute("SELECT life FROM meter_lib.outbox")
+    return _only(cursor)
+
+
+def _nobody() -> NoReturn:
+    raise OutboxMissing("the tables of an outbox are there, and nothing in them")
 
 
 def _only(cursor: Cursor[TupleRow]) -> object:

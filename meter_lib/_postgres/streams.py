@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meter_lib.usage import digest
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from meter_lib._postgres.session import Session
     from meter_lib.usage import UsageEvent
 
-__all__ = ["SHARDS", "Streams", "lock_streams", "shard_of"]
+__all__ = ["SHARDS", "Numbers", "Streams", "lock_streams", "shard_of"]
 
 # So many workers can deliver side by side. The rows say it too: it never changes.
 SHARDS = 32
@@ -44,18 +44,29 @@ def lock_streams(cursor: Cursor[TupleRow], stream_ids: Collection[int]) -> None:
     )
 
 
+class Numbers(NamedTuple):
+    """The numbers of streams, and the life of the tables that they belong to."""
+
+    of: dict[_Stream, int]
+    life: object
+
+
 class Streams:
-    """The numbers of streams, as far as this process has met them."""
+    """The numbers of streams, as far as this process has met them in this life of the tables."""
 
     def __init__(self) -> None:
         self._known: dict[_Stream, int] = {}
+        self._life: object = None
 
-    def numbers(self, session: Session, events: Iterable[UsageEvent]) -> dict[_Stream, int]:
+    def numbers(self, session: Session, events: Iterable[UsageEvent]) -> Numbers:
         """Return the number of each event's stream.
 
         New ones are made in a transaction of their own: whoever posts to the same stream need
         not wait for a caller's. One without events does no harm.
         """
+        life = session.life()
+        if life != self._life:
+            self._known, self._life = {}, life
         streams = {(event.tenant_id, event.device_id, event.meter_id) for event in events}
         known = {stream: self._known[stream] for stream in streams if stream in self._known}
         new = sorted(streams - known.keys())
@@ -66,7 +77,7 @@ class Streams:
             if len(self._known) + len(new) > _MOST_REMEMBERED:
                 self._known.clear()
             self._known.update((stream, known[stream]) for stream in new)
-        return known
+        return Numbers(known, life)
 
 
 def _number(cursor: Cursor[TupleRow], stream: _Stream) -> int:
