@@ -144,7 +144,8 @@ class Holding:
             SELECT set_config('application_name', %s, false),
                    set_config('tcp_keepalives_idle', '10', false),
                    set_config('tcp_keepalives_interval', '5', false),
-                   set_config('tcp_keepalives_count', '3', false)
+                   set_config('tcp_keepalives_count', '3', false),
+                   set_config('tcp_user_timeout', '25000', false)
             """,
             (worker_name(),),
         )

@@ -23,6 +23,8 @@ _USUAL: dict[str, int | str] = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
+    # For what was sent and not acknowledged: nothing is kept alive meanwhile.
+    "tcp_user_timeout": 25_000,
     "application_name": "meter-lib",
 }
 _LONGEST_MESSAGE = 300
