@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from meter_lib._sqlite.database import Database
@@ -11,6 +12,8 @@ from meter_lib.file_systems import refuse_network
 from meter_lib.setting_values import is_server_url
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from meter_lib.moving import Arriving, Leaving
     from meter_lib.outbox import Outbox
     from meter_lib.recording import Recorder
@@ -58,10 +61,17 @@ def open_outbox(settings: Settings, *, read_only: bool = False) -> Outbox:
 
 
 def open_leaving(settings: Settings) -> Leaving:
-    """Return the store that the outbox of these settings moves from; it is opened on first use."""
+    """Return the store that the outbox of these settings moves from; it is opened on first use.
+
+    Raises `InvalidSetting` for a server where that cannot be.
+    """
+    if is_server_url(settings.outbox):
+        with _driver_needed():
+            from meter_lib._postgres.leaving import PostgresLeaving  # noqa: PLC0415  # of an extra
+            from meter_lib._postgres.server import Server  # noqa: PLC0415  # of an extra
+        return PostgresLeaving(Server(settings.outbox))
     from meter_lib._sqlite.leaving import SqliteLeaving  # noqa: PLC0415  # hardly ever needed
 
-    _refuse_server(settings)
     return SqliteLeaving(settings.outbox, max_bytes=settings.max_bytes)
 
 
@@ -69,35 +79,24 @@ def open_arriving(settings: Settings) -> Arriving:
     """Return the store that an outbox moves to; it is opened, or made, on first use.
 
     Raises `OutboxUnavailable` for a network file system, as `open_outbox` does, and
-    `InvalidSetting` for a server.
+    `InvalidSetting` for a server where that cannot be.
     """
+    if is_server_url(settings.outbox):
+        with _driver_needed():
+            from meter_lib._postgres.arriving import PostgresArriving  # noqa: PLC0415  # as above
+            from meter_lib._postgres.server import Server  # noqa: PLC0415  # as above
+        return PostgresArriving(Server(settings.outbox), max_bytes=settings.max_bytes)
     from meter_lib._sqlite.arriving import SqliteArriving  # noqa: PLC0415  # as above
 
-    _refuse_server(settings)
     if not settings.allow_network_fs:
         refuse_network(settings.outbox)
     return SqliteArriving(settings.outbox, max_bytes=settings.max_bytes)
 
 
-def _refuse_server(settings: Settings) -> None:
-    if is_server_url(settings.outbox):
-        raise InvalidSetting(
-            f"{settings.shown('outbox')} is on a server: only an outbox in a file is moved, to"
-            " another file"
-        )
-
-
 def _on_server(settings: Settings, *, read_only: bool) -> Outbox:
-    try:
+    with _driver_needed():
         # Of an extra, and whoever records in a file need not wait for it.
         from meter_lib._postgres import PostgresOutbox  # noqa: PLC0415  # see above
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "psycopg":
-            raise
-        raise InvalidSetting(
-            "METER_OUTBOX (outbox) names a PostgreSQL server, which needs the extra 'postgres':"
-            " pip install 'meter-lib[postgres]'"
-        ) from error
     if settings.when_full != "refuse":
         raise InvalidSetting(
             f"METER_WHEN_FULL (when_full) is {settings.when_full!r}: with an outbox on a"
@@ -111,3 +110,16 @@ def _on_server(settings: Settings, *, read_only: bool) -> Outbox:
         # A broker takes one producer for each outbox: of two, the later shuts out the earlier.
         shared=settings.sink == "rest",
     )
+
+
+@contextlib.contextmanager
+def _driver_needed() -> Generator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "psycopg":
+            raise
+        raise InvalidSetting(
+            "METER_OUTBOX (outbox) names a PostgreSQL server, which needs the extra 'postgres':"
+            " pip install 'meter-lib[postgres]'"
+        ) from error

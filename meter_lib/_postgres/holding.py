@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meter_lib._postgres.server import Server
     from meter_lib._postgres.session import Session
 
-__all__ = ["ALL_SHARDS", "Holding", "workers"]
+__all__ = ["ALL_SHARDS", "Holding", "introduce", "try_take_all", "workers"]
 
 ALL_SHARDS = tuple(range(SHARDS))
 # "METR" and the number after it: advisory locks on shards, and those that make workers known.
@@ -130,31 +130,54 @@ class Holding:
 
     def _introduce(self, cursor: Cursor[TupleRow]) -> None:
         """Make this worker known to the others, on a connection that is its own."""
-        cursor.execute("SELECT pg_backend_pid()")
-        [(backend,)] = cursor.fetchall()
-        if backend != cursor.connection.info.backend_pid:
-            raise OutboxUnavailable(
-                f"{self._server.location} is reached through a connection pooler, where nothing"
-                " can be held: a worker needs the server's own address in METER_OUTBOX (posts"
-                " may go through the pooler)"
-            )
-        # So that the server, too, notices in half a minute that this host is gone.
-        cursor.execute(
-            """
-            SELECT set_config('application_name', %s, false),
-                   set_config('tcp_keepalives_idle', '10', false),
-                   set_config('tcp_keepalives_interval', '5', false),
-                   set_config('tcp_keepalives_count', '3', false),
-                   set_config('tcp_user_timeout', '25000', false)
-            """,
-            (worker_name(),),
-        )
+        introduce(cursor, self._server)
+        backend = cursor.connection.info.backend_pid
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", (_WORKER_LOCKS, backend))
         self._known_by = backend
 
 
 def _unlock(cursor: Cursor[TupleRow], shard: int) -> None:
     cursor.execute("SELECT pg_advisory_unlock(%s, %s)", (_SHARD_LOCKS, shard))
+
+
+def introduce(cursor: Cursor[TupleRow], server: Server) -> None:
+    """Let the server know who holds something by this connection, and notice when it is gone.
+
+    Raises `OutboxUnavailable` where nothing can be held by it.
+    """
+    cursor.execute("SELECT pg_backend_pid()")
+    [(backend,)] = cursor.fetchall()
+    if backend != cursor.connection.info.backend_pid:
+        raise OutboxUnavailable(
+            f"{server.location} is reached through a connection pooler, where nothing can be held:"
+            " a worker needs the server's own address in METER_OUTBOX (posts may go through the"
+            " pooler)"
+        )
+    # So that the server, too, notices in half a minute that this host is gone.
+    cursor.execute(
+        """
+        SELECT set_config('application_name', %s, false),
+               set_config('tcp_keepalives_idle', '10', false),
+               set_config('tcp_keepalives_interval', '5', false),
+               set_config('tcp_keepalives_count', '3', false),
+               set_config('tcp_user_timeout', '25000', false)
+        """,
+        (worker_name(),),
+    )
+
+
+def try_take_all(cursor: Cursor[TupleRow]) -> bool:
+    """Hold all shards by this connection, or none; return which."""
+    cursor.execute(
+        """
+        SELECT pg_try_advisory_lock(%s, shard) FROM generate_series(0, %s) AS shard
+        """,
+        (_SHARD_LOCKS, SHARDS - 1),
+    )
+    if all(is_ours for (is_ours,) in cursor.fetchall()):
+        return True
+    cursor.execute("SELECT pg_advisory_unlock_all()")
+    return False
 
 
 def workers(cursor: Cursor[TupleRow]) -> list[int]:

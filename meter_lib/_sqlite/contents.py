@@ -58,12 +58,12 @@ def contents_of(connection: sqlite3.Connection) -> Contents:
 
 
 def tables_of(connection: sqlite3.Connection) -> list[str]:
-    """Return the names of all tables of the schema."""
+    """Return the names of all tables of the schema, that of streams before those that name them."""
     return [
         str(name)
         for (name,) in connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%'"
-            " ESCAPE '\\' ORDER BY name"
+            " ESCAPE '\\' ORDER BY name <> 'streams', name"
         )
     ]
 
@@ -74,7 +74,7 @@ def row_count(connection: sqlite3.Connection) -> int:
 
 
 def rows_of(connection: sqlite3.Connection) -> Iterator[Rows]:
-    """Yield the rows of all tables, in the order of their keys."""
+    """Yield the rows of all tables, in the order of their keys, streams first."""
     for table in tables_of(connection):
         cursor = connection.execute(f"SELECT * FROM {table}")  # noqa: S608  # a name of ours
         columns = tuple([str(column[0]) for column in cursor.description])

@@ -114,7 +114,7 @@ class Seen(NamedTuple):
 
 def seen(path: str) -> Seen | None:
     """Return what is pending at a place, or None where nothing can be delivered from there."""
-    if not os.path.exists(path):
+    if not (path.startswith("postgresql:") or os.path.exists(path)):
         return None
     try:
         with opened(path, read_only=True) as outbox:

@@ -96,7 +96,7 @@ def test_wrong_places_are_refused(operator: Operator) -> None:
     assert (missing.code, "there is no outbox at" in missing.stderr) == (1, True)
     operator.post("a")
     os.symlink(operator.path, "alias.db")
-    for place in (operator.path, "alias.db", "postgresql://h/d", ""):
+    for place in (operator.path, "alias.db", "postgresql://u:a@b@h/d", ""):
         assert operator.run("move", "--to", place).code == 2
     with open("text.db", "w", encoding="utf-8") as file:
         file.write("some text" * 100)

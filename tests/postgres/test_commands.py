@@ -76,9 +76,27 @@ def test_what_needs_a_file_says_so(operator: Operator) -> None:
     """To try the disk of a device makes no sense for an outbox that is on none."""
     ended = operator.run("torture")
     assert (ended.code, "the outbox is on a server" in ended.stderr) == (2, True)
-    ended = operator.run("move", "--to", "elsewhere.db")
-    assert (ended.code, "only an outbox in a file is moved" in ended.stderr) == (2, True)
     assert "s3cret" not in ended.stderr
+
+
+def test_an_outbox_is_moved_to_a_file_and_back(operator: Operator) -> None:
+    """It says what went where, no password among it; the old place names the new one."""
+    operator.bury("dead")
+    operator.post("a", "b")
+    planned = operator.run("move", "--to", "new.db", "--dry-run", "--json")
+    moved = operator.run("move", "--to", "new.db", "--json")
+    assert (planned.code, planned.stderr) == (0, "")
+    assert (moved.code, moved.stderr) == (0, "")
+    for name in ("outbox_id", "accepted", "pending", "pending_units", "dead", "known_keys"):
+        assert moved.json[name] == planned.json[name]
+    assert moved.json["from"].startswith("postgresql://***@127.0.0.1")
+    assert moved.json["kept"].startswith("schema meter_lib_moved_")
+    refused = operator.run("status")
+    assert (refused.code, f"has moved to {moved.json['to']}" in refused.stderr) == (1, True)
+    back = operator.run("move", "--outbox", "new.db", "--to", operator.path)
+    assert (back.code, "s3cret" in back.stdout + back.stderr) == (0, False)
+    assert (operator.keys(), operator.keys("pending")) == (["dead"], ["a", "b"])
+    assert operator.run("audit").code == 0
 
 
 def test_the_books_of_a_server_are_audited(

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     required=True,
-    metavar="PATH",
+    metavar="PLACE",
     type=SettingText(Settings.outbox),
-    help="Where to: the file of an outbox, where there is none yet.",
+    help="Where to: a file, or the URL of a PostgreSQL server, without an outbox in use.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be moved, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -43,7 +43,7 @@ def move(
     refused at the old place, and the error names the new one: set METER_OUTBOX to it.
 
     However it is ended, no event is lost, and none is delivered from both places; the same command
-    does the rest. The old file is kept under another name, which nothing uses.
+    does the rest. The old file, or the old tables, are kept under another name, which nothing uses.
     """
     settings = settings_from(config, outbox=outbox)
     with (
@@ -113,7 +113,7 @@ def _print(
         ("removed", counted(contents.removed, "event")),
         ("sent, no answer", counted(contents.unanswered, "request")),
     ]
-    print_fields([*fields, ("old file", kept)] if kept else fields)
+    print_fields([*fields, ("kept as", kept)] if kept else fields)
     if departure is None:
         click.echo("nothing was moved: it is a dry run", err=True)
 
