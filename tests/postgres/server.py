@@ -40,8 +40,9 @@ def run_as() -> dict[str, Any]:
 class PostgresServer:
     """A server with a database `metering`, from `start` to `remove`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *addresses: str) -> None:
         self._binaries = binaries()
+        self._addresses = ",".join(("127.0.0.1", *addresses))
         # Short, for the socket; where the server's user may go.
         self._folder = tempfile.mkdtemp(prefix="meter-pg-", dir="/tmp")
         if run_as():
@@ -53,17 +54,19 @@ class PostgresServer:
             self.port: int = free.getsockname()[1]
         self._run("initdb", "-D", self._data, "-A", "trust", "-U", "meter", "-E", "UTF8",
                   "--locale=C", "--no-sync")  # fmt: skip
+        with open(os.path.join(self._data, "pg_hba.conf"), "a", encoding="ascii") as rules:
+            rules.writelines(f"host all all {address}/24 trust\n" for address in addresses)
         self.start()
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE metering")
 
-    def url(self, database: str = "metering") -> str:
+    def url(self, database: str = "metering", address: str = "127.0.0.1") -> str:
         """Where a database is."""
-        return f"postgresql://meter:s3cret@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://meter:s3cret@{address}:{self.port}/{database}"
 
     def start(self) -> None:
         """Start it; return once it takes connections."""
-        options = {"port": str(self.port), "listen_addresses": "127.0.0.1",
+        options = {"port": str(self.port), "listen_addresses": self._addresses,
                    "unix_socket_directories": self._folder, **_OPTIONS}  # fmt: skip
         with open(os.path.join(self._folder, "log"), "ab") as log:
             self._process = subprocess.Popen(
