@@ -30,6 +30,7 @@ from meter_lib import (
 from meter_lib._postgres.contents import rows_of
 from meter_lib._postgres.filling import COLUMNS, LEFT_BEHIND
 from meter_lib._postgres.moved import TABLES
+from meter_lib._sqlite.arriving import SqliteArriving
 from meter_lib.moving import move
 from meter_lib.opening import open_arriving, open_leaving
 from tests.durability.crashing import FACTOR
@@ -370,6 +371,68 @@ def test_a_mover_may_be_killed_anywhere(
             break
     assert line > 60
     assert points == {(True, False), (False, False), (False, True)}
+
+
+def keys_at(place: str) -> list[str] | None:
+    """What is pending there, in its order; a server that was killed skips some numbers."""
+    there = seen(place)
+    return there and there.keys
+
+
+class _LastWish(SqliteArriving):
+    """A file that is sealed in the moment in which the server dies."""
+
+    def __init__(self, path: str, server: PostgresServer) -> None:
+        super().__init__(path, max_bytes=Settings().max_bytes)
+        self._server = server
+
+    def seal(self, outbox_id: str) -> None:
+        super().seal(outbox_id)
+        self._server.kill()
+
+
+def test_the_server_may_be_killed_before_an_outbox_has_come(
+    place: str, postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    """What was sealed is there when the server is; run again, the move comes to its end."""
+    before = keys_at(place)
+    with (
+        contextlib.closing(open_leaving(Settings(outbox=place))) as leaving,
+        contextlib.closing(open_arriving(Settings(outbox=postgres_url))) as arriving,
+    ):
+        with leaving.alone():
+            outbox_id = leaving.contents().outbox_id
+            arriving.fill(leaving.rows())
+            arriving.seal(outbox_id)
+            leaving.leave(arriving.location, outbox_id)
+        postgres_server.kill()
+        with pytest.raises(OutboxUnavailable):
+            arriving.open(outbox_id)
+    postgres_server.start()
+    assert keys_at(postgres_url) is None
+    assert run_move(place, postgres_url).was_finished
+    assert keys_at(postgres_url) == before
+
+
+def test_the_server_may_be_killed_before_an_outbox_has_left(
+    place: str, postgres_url: str, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """It is where it was, and in use, when the server is back; nobody can use the new place."""
+    run_move(place, postgres_url)
+    before = keys_at(postgres_url)
+    destination = str(tmp_path / "new.db")
+    with (
+        contextlib.closing(open_leaving(Settings(outbox=postgres_url))) as leaving,
+        contextlib.closing(_LastWish(destination, postgres_server)) as file,
+        pytest.raises(OutboxUnavailable),
+    ):
+        move(leaving, file, progress=lambda *_: None)
+    postgres_server.start()
+    assert os.path.exists(f"{destination}.arrived")
+    assert (keys_at(postgres_url), keys_at(destination)) == (before, None)
+    post(postgres_url, "goes-on")
+    with opened(postgres_url) as outbox, outbox.audit(progress=lambda *_: None) as audit:
+        assert audit.problems == []
 
 
 def test_programs_that_post_meanwhile_lose_nothing(
