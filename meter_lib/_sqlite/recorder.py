@@ -50,6 +50,7 @@ _MOST_REMEMBERED_STREAMS = 4096
 # A new event was checked by usage.py, and is pending by default. To see that this is among the
 # known states SQLite would fill a table with them for every post: two fifths of its own work.
 _CHECKS = False
+_KEY_BYTES = 16
 
 _Stream = tuple[str, str, str]
 
@@ -213,7 +214,7 @@ class SqliteRecorder:
             )
             if stream_id is None or not self._is_in_boot(at):
                 return self._record_all(connection, [([event], at)])[0]
-            [key] = _new_keys(1)
+            key = os.urandom(_KEY_BYTES).hex()
             recorded, own_source = _clock_columns(at, self._boot)
             event_time, source = event.time_said(), FROM_CALLER
             if event_time is None:
@@ -356,8 +357,8 @@ def _clock_columns(at: Moment, boot: Boot | None) -> tuple[tuple[int, int | None
 
 def _new_keys(count: int) -> list[str]:
     # Drawn at once: a call of the system for each would take half as long as its row.
-    digits = os.urandom(16 * count).hex()
-    return [digits[start : start + 32] for start in range(0, 32 * count, 32)]
+    digits, length = os.urandom(_KEY_BYTES * count).hex(), 2 * _KEY_BYTES
+    return [digits[start : start + length] for start in range(0, length * count, length)]
 
 
 def _stream_id(connection: sqlite3.Connection, stream: _Stream) -> int:
