@@ -118,12 +118,15 @@ def test_a_program_that_records_loads_no_more_than_that_takes(tmp_path: Path) ->
     import never ends, and the post would wait for it.
     """
     probe = (
-        "import sys, meter_lib; loaded = set(sys.modules)\n"
+        "import sqlite3, sys, meter_lib; loaded = set(sys.modules)\n"
         "print(*sorted(name for name in loaded if name.startswith('meter_lib')))\n"
         "client = meter_lib.MeterClient(sys.argv[1])\n"
         "client.post('t', 'd', 'm', 1, metadata={'name': 'ü'}, idempotency_key='k')\n"
         "client.post('t', 'd', 'm', 1, metadata={'name': 'ü'}, idempotency_key='k')\n"
         "client.post_many([dict(tenant_id='t', device_id='d', meter_id='m', total_usage=1)])\n"
+        "theirs = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "theirs.execute('BEGIN IMMEDIATE')\n"
+        "client.post('t', 'd', 'm', 1, connection=theirs)\n"
         "print(*sorted(set(sys.modules) - loaded))\n"
     )
     loaded, with_a_post = subprocess.run(

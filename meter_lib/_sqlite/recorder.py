@@ -15,6 +15,7 @@ from meter_lib._sqlite.ledger import accepted_events
 from meter_lib._sqlite.limits import PAGE_BYTES
 from meter_lib._sqlite.post_queue import Moment, Post, PostQueue
 from meter_lib._sqlite.salvage.set_aside import OutboxSetAside
+from meter_lib._sqlite.within import record_within
 from meter_lib.errors import (
     KeyConflict,
     MeterError,
@@ -112,9 +113,6 @@ class SqliteRecorder:
         uptime: Uptime | None = None,
     ) -> list[Receipt]:
         """Record all of `events` or none in the caller's transaction; see `Recorder`."""
-        # Most programs never need it.
-        from meter_lib._sqlite.within import record_within  # noqa: PLC0415  # see above
-
         at = Moment(now, uptime)
         log_bytes = _log_bytes(events)
         pages = log_bytes // PAGE_BYTES
