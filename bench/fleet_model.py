@@ -152,9 +152,10 @@ class _Device:
 
     def parcels(self, now: int) -> list[_Parcel]:
         """Return what leaves now, as the flusher has it: after a failure a lone event."""
-        if self.keeper.paused_until(now) is not None:
+        is_down, paused_until = self.keeper.standing(now)
+        if paused_until is not None:
             return []
-        if self.keeper.is_down():
+        if is_down:
             return [] if self.under_way else self._take(1)
         parcels: list[_Parcel] = []
         while self.under_way + len(parcels) < SETTINGS.max_in_flight:

@@ -99,7 +99,10 @@ def retry_all_of_a_partial_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ignore_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send on while the link is down."""
-    monkeypatch.setattr(LinkKeeper, "paused_until", lambda *_: None)
+    standing = LinkKeeper.standing
+    monkeypatch.setattr(
+        LinkKeeper, "standing", lambda keeper, now: (standing(keeper, now)[0], None)
+    )
 
 
 def overtake_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
