@@ -25,7 +25,7 @@ SEEDS = range(50)
 # Each found a bug once.
 REGRESSIONS = (0, 25, 44, 49, 50, 59, 61, 75, 82, 86, 120, 128, 178, 206)
 # Every bug made on purpose is found within so many worlds.
-_ENOUGH = range(40)
+_ENOUGH = range(120)
 
 
 @pytest.mark.parametrize("seed", sorted({*SEEDS, *REGRESSIONS}))
