@@ -235,6 +235,18 @@ def test_of_two_that_begin_at_once_one_delivers(postgres_url: str) -> None:
         outbox.close()
 
 
+def test_both_ends_give_up_a_line_on_which_nothing_is_acknowledged(
+    open_it: Callable[[], PostgresOutbox],
+) -> None:
+    """Keep-alive tells only of an idle line: what was sent on a dead one is given up as soon."""
+    outbox = open_it()
+    assert outbox.try_hold()
+    with outbox._work.statements() as cursor:
+        ours = cursor.connection.info.get_parameters()["tcp_user_timeout"]
+        cursor.execute("SHOW tcp_user_timeout")
+        assert (ours, cursor.fetchall()) == ("25000", [("25000",)])
+
+
 def test_a_worker_of_another_host_is_told_apart(
     open_it: Callable[[], PostgresOutbox],
 ) -> None:
