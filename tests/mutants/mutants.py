@@ -40,6 +40,8 @@ OPERATING = (
     "tests/integration/test_cli_replay.py",
 )
 
+SERVER_POSTS = ("tests/postgres/test_transactional.py",)
+
 MOVING = ("tests/integration/test_move.py",)
 
 WITHIN = ("tests/integration/test_post_within.py", "tests/durability/test_callers_commits.py")
@@ -824,5 +826,48 @@ MUTANTS = (
         "            return left\n",
         "            pass\n",
         ("tests/integration/test_idling.py",),
+    ),
+    # -- on a server ----------------------------------------------------------------------
+    Mutant(
+        "a late event for which there was no room is passed by",
+        "meter_lib/_postgres/delivery.py",
+        "if is_past_the_late or not cursor.rowcount:",
+        "if is_past_the_late or len(events) == before:",
+        SERVER_POSTS,
+    ),
+    Mutant(
+        "late events are not looked for",
+        "meter_lib/_postgres/delivery.py",
+        '"seen": self._seen or snapshot',
+        '"seen": snapshot',
+        SERVER_POSTS,
+    ),
+    Mutant(
+        "a key that was recorded meanwhile is recorded again",
+        "meter_lib/_postgres/keys.py",
+        "    return cursor.rowcount == len(rows)\n",
+        "    return True\n",
+        SERVER_POSTS,
+    ),
+    Mutant(
+        "a caller's transaction counts in a row that others change",
+        "meter_lib/_postgres/recorder.py",
+        "(count if sees_others else count_by_itself)(cursor, more)",
+        "count(cursor, more)",
+        SERVER_POSTS,
+    ),
+    Mutant(
+        "what waits for a key takes posts of other threads with it",
+        "meter_lib/_postgres/recorder.py",
+        "        if not _is_locked(error) or len(keyless) == len(posts):\n",
+        "        if True:\n",
+        SERVER_POSTS,
+    ),
+    Mutant(
+        "the outbox of another database takes a caller's event",
+        "meter_lib/_postgres/recorder.py",
+        "        if names != [self.outbox_id]:\n",
+        "        if not names:\n",
+        SERVER_POSTS,
     ),
 )
