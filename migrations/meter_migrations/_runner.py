@@ -6,7 +6,7 @@ inside the write lock, so any number of processes may migrate at once.
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 __all__ = [
@@ -21,6 +21,10 @@ __all__ = [
 # "METR": what `file` and we ourselves know an outbox by (SQLite's header, offset 68).
 APPLICATION_ID = 0x4D455452
 
+# Two names of these are more than chance, and what is left of a schema of ours has them.
+_OURS = frozenset(("outbox", "streams", "events", "links", "accounts", "ledger", "known_keys"))
+_TELLING = 2
+
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -33,7 +37,12 @@ class NewerSchemaError(Exception):
 
 
 class ForeignFileError(Exception):
-    """This is a SQLite file of something else. It was only read."""
+    """This is a SQLite file of something else, or hardly one any more. It was only read."""
+
+    def __init__(self, tables: Collection[str]) -> None:
+        super().__init__("this SQLite file was not made by meter-lib")
+        self.is_another_programs = bool(tables) and len(_OURS.intersection(tables)) < _TELLING
+        """Whether it holds tables, and they are not ours: then it is no outbox that was damaged."""
 
 
 class _Migration(NamedTuple):
@@ -84,11 +93,13 @@ def schema_version(connection: sqlite3.Connection) -> int:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        is_ours = application_id == APPLICATION_ID or not (application_id or version or tables)
+        names = [] if is_ours else connection.execute("SELECT name FROM sqlite_master").fetchall()
     finally:
         if begin and connection.in_transaction:
             connection.execute("COMMIT")
-    if application_id != APPLICATION_ID and (application_id or version or tables):
-        raise ForeignFileError("this SQLite file was not made by meter-lib")
+    if not is_ours:
+        raise ForeignFileError([name for (name,) in names])
     if version > LATEST:
         raise NewerSchemaError(int(version))
     return int(version)

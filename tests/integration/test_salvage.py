@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import meter_migrations
+from meter_lib import MeterClient
 from meter_lib._sqlite import SqliteOutbox, file_lock
 from meter_lib._sqlite.file_lock import FileLock
 from meter_lib._sqlite.salvage.set_aside import set_aside_files
@@ -534,10 +535,9 @@ def test_the_operator_is_told(
 # -- files that are not ours ------------------------------------------------------------
 
 
-def _foreign_database(path: Path) -> None:
+def _marked_by_another(path: Path) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE theirs (x)")
-        connection.executemany("INSERT INTO theirs VALUES (?)", [(str(n),) for n in range(1000)])
+        connection.execute("PRAGMA application_id = 5")
     connection.close()
 
 
@@ -551,7 +551,30 @@ def _other_version(path: Path) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("make_it", [_foreign_database, _text, _other_version])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_the_database_of_another_program_is_refused_and_left_alone(
+    tmp_path: Path, *, is_open: bool
+) -> None:
+    """A path was mistyped: to move what is there would take its data away from that program."""
+    path = tmp_path / "outbox.db"
+    theirs = sqlite3.connect(path)
+    theirs.execute("PRAGMA journal_mode = WAL")
+    theirs.execute("CREATE TABLE events (x)")
+    theirs.executemany("INSERT INTO events VALUES (?)", [(str(n),) for n in range(1000)])
+    theirs.commit()
+    if not is_open:
+        theirs.close()
+    before = path.read_bytes()
+    with MeterClient(path) as client, pytest.raises(OutboxUnavailable, match="left untouched"):
+        client.post("t", "d", "m", 1)
+    assert path.read_bytes() == before
+    assert set_aside_files(str(path)) == []
+    if is_open:
+        assert theirs.execute("SELECT count(*) FROM events").fetchone() == (1000,)
+        theirs.close()
+
+
+@pytest.mark.parametrize("make_it", [_marked_by_another, _text, _other_version])
 def test_a_foreign_file_is_set_aside_whole(
     tmp_path: Path, make_it: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,7 +85,8 @@ def is_damage(error: BaseException, connection: sqlite3.Connection | None = None
     if isinstance(error, (DamagedLog, UnicodeDecodeError)):
         return True
     if isinstance(error.__cause__, meter_migrations.ForeignFileError):
-        return True
+        # Another program's is not ours to move: a path was mistyped.
+        return not error.__cause__.is_another_programs
     if isinstance(error, (sqlite3.IntegrityError, TypeError)):
         return connection is not None and find_damage(connection) is not None
     if not isinstance(error, sqlite3.DatabaseError):
