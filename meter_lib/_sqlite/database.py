@@ -197,10 +197,10 @@ class Database(SharedFile, ForkedFile):
         self._check_it_is_our_turn()
         if self._read_only:
             raise OutboxUnavailable(f"{self.path} was opened readonly; nothing was recorded")
-        if self._connection is None:
-            make_folder(os.path.dirname(self.path))
         give_up_at = 0.0
         while True:
+            if self._connection is None:
+                make_folder(os.path.dirname(self.path))
             self._lock()
             try:
                 connection = self._connection or self._open()
