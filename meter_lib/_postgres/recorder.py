@@ -133,7 +133,8 @@ class PostgresRecorder:
         # Beforehand, by our own connection: nothing that others wait for is left to the caller's.
         self._session.repeatable(lambda cursor: self._check_room(cursor, events))
         try:
-            with theirs.cursor(row_factory=tuple_row) as cursor:
+            # Whatever kind of cursor theirs makes.
+            with psycopg.Cursor(theirs, row_factory=tuple_row) as cursor:
                 # Begins it, where that is left to the first statement: what follows must be in it.
                 cursor.execute("SELECT current_setting('transaction_isolation') = 'read committed'")
                 [(sees_others,)] = cursor.fetchall()
@@ -183,6 +184,11 @@ class PostgresRecorder:
             raise InvalidUsage(
                 f"connection is not ready for a statement ({status.name.lower()}): its transaction"
                 " must be open and not failed"
+            )
+        if connection.info.encoding != "utf-8":
+            raise InvalidUsage(
+                f"connection has the client_encoding {connection.info.encoding}, which cannot hold"
+                f" every text: set it to UTF8"
             )
         return connection
 

@@ -268,3 +268,24 @@ def test_a_connection_that_cannot_carry_an_event_is_refused(
         ):
             elsewhere.post("t", "d", "m", 1, connection=theirs)
     assert client._outbox.status().accepted == 2
+
+
+def test_whatever_cursors_the_callers_connection_makes_it_is_recorded(
+    client: MeterClient, orders: Connection, open_it: Callable[[], PostgresOutbox]
+) -> None:
+    """How a program likes to write its own statements says nothing about ours."""
+    orders.cursor_factory = psycopg.RawCursor
+    orders.execute("INSERT INTO orders VALUES ($1)", (7,))
+    client.post("t", "d", "m", 1, connection=orders)
+    orders.commit()
+    assert due(open_it()) == [1]
+
+
+def test_a_connection_that_cannot_hold_every_text_is_refused(
+    client: MeterClient, orders: Connection
+) -> None:
+    """An id may be of any script; the error says what to set."""
+    orders.execute("SET client_encoding = 'LATIN1'")
+    with pytest.raises(InvalidUsage, match=r"client_encoding iso8859-1.*UTF8"):
+        client.post("t", "\N{SNOWMAN}", "m", 1, connection=orders)
+    orders.rollback()
