@@ -866,8 +866,8 @@ MUTANTS = (
     Mutant(
         "the outbox of another database takes a caller's event",
         "meter_lib/_postgres/recorder.py",
-        "        if names != [self.outbox_id]:\n",
-        "        if not names:\n",
+        "        if lives == [life]:\n",
+        "        if lives:\n",
         SERVER_POSTS,
     ),
 )
