@@ -1,12 +1,16 @@
-"""What a move is tried with: an outbox in which everything has happened."""
+"""What a move is tried with: an outbox in which everything has happened, and movers that die."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import meter_lib
 from meter_lib import MeterClient, OutboxUnavailable, Settings
 from meter_lib._sqlite.contents import rows_of
 from meter_lib.moving import Moved, move
@@ -23,6 +27,7 @@ from meter_worker.parcels import Parcel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from meter_lib.outbox import DueEvent, Outbox
 
@@ -31,6 +36,38 @@ TIME = 1_790_000_000_000
 NOW = 1_791_000_000_000
 CUSTOMER = '"c-1"'
 LARGEST = 2**63 - 1
+
+# What a mover runs: it is killed before each line of these.
+_FOLDER = Path(meter_lib.__file__).parent
+_MOVERS = {
+    str(_FOLDER / name)
+    for name in (
+        "moving.py",
+        "_postgres/arriving.py",
+        "_postgres/leaving.py",
+        "_postgres/moved.py",
+        "_postgres/mover.py",
+        "_sqlite/arriving.py",
+        "_sqlite/leaving.py",
+        "_sqlite/leaving_file.py",
+        "_sqlite/moved.py",
+    )
+}
+# Posts until the outbox has moved, and says which keys have a receipt.
+POSTING = """
+import sys
+from meter_lib import MeterClient, OutboxMoved
+client = MeterClient(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    try:
+        client.post("t", "d", "page.processed.basic", 1, idempotency_key=f"live-{number}")
+    except OutboxMoved as error:
+        print(error)
+        break
+    print(f"live-{number}", flush=True)
+"""
 
 
 @contextlib.contextmanager
@@ -136,3 +173,33 @@ def sent_again(path: str) -> list[tuple[str, list[str]]]:
 def _records(outbox: Outbox, events: list[DueEvent]) -> list[str]:
     parcel = Parcel.of(events, outbox_id=outbox.outbox_id, customer_id=CUSTOMER)
     return list(parcel.records)
+
+
+def mover_killed_before(line: int, source: str, destination: str) -> bool:
+    """Move in a process that is killed before its n-th line of code; return whether it has so many.
+
+    A line that is run again counts once.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WIFSIGNALED(status)
+    lines: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in _MOVERS:
+            return None
+        if event == "line":
+            lines.add((frame.f_code.co_filename, frame.f_lineno))
+            if len(lines) == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    code = 1
+    with contextlib.suppress(BaseException):
+        sys.settrace(trace)
+        run_move(source, destination)
+        sys.settrace(None)
+        code = 0
+    os._exit(code)

@@ -6,15 +6,12 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-import meter_lib
 from meter_lib import (
     KeyConflict,
     MeterClient,
@@ -30,9 +27,11 @@ from meter_lib.moving import move
 from meter_lib.opening import open_arriving, open_leaving
 from tests.integration.moving import (
     EVENT,
+    POSTING,
     TIME,
     everything_in,
     fill,
+    mover_killed_before,
     opened,
     post,
     run_move,
@@ -42,36 +41,10 @@ from tests.integration.moving import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import FrameType
+    from pathlib import Path
 
     from meter_lib.moving import Contents, Rows
 
-# What a mover runs: it is killed before each line of these.
-_FOLDER = Path(meter_lib.__file__).parent
-_MOVERS = {
-    str(_FOLDER / name)
-    for name in (
-        "moving.py",
-        "_sqlite/arriving.py",
-        "_sqlite/leaving.py",
-        "_sqlite/leaving_file.py",
-        "_sqlite/moved.py",
-    )
-}
-_POSTING = """
-import sys
-from meter_lib import MeterClient, OutboxMoved
-client = MeterClient(sys.argv[1])
-number = 0
-while True:
-    number += 1
-    try:
-        client.post("t", "d", "page.processed.basic", 1, idempotency_key=f"live-{number}")
-    except OutboxMoved as error:
-        print(error)
-        break
-    print(f"live-{number}", flush=True)
-"""
 _READING = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
@@ -88,36 +61,6 @@ def places(tmp_path: Path) -> tuple[str, str]:
     source = str(tmp_path / "old" / "outbox.db")
     fill(source)
     return source, str(tmp_path / "new" / "outbox.db")
-
-
-def mover_killed_before(line: int, source: str, destination: str) -> bool:
-    """Move in a process that is killed before its n-th line of code; return whether it has so many.
-
-    A line that is run again counts once.
-    """
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-        return os.WIFSIGNALED(status)
-    lines: set[tuple[str, int]] = set()
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in _MOVERS:
-            return None
-        if event == "line":
-            lines.add((frame.f_code.co_filename, frame.f_lineno))
-            if len(lines) == line:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    code = 1
-    with contextlib.suppress(BaseException):
-        sys.settrace(trace)
-        run_move(source, destination)
-        sys.settrace(None)
-        code = 0
-    os._exit(code)
 
 
 def test_everything_goes_over_row_by_row(places: tuple[str, str]) -> None:
@@ -223,7 +166,7 @@ def test_programs_that_post_meanwhile_lose_nothing(places: tuple[str, str]) -> N
     """What was acknowledged is at the new place, in its order; what was not, is nowhere."""
     source, destination = places
     with subprocess.Popen(
-        [sys.executable, "-c", _POSTING, source], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", POSTING, source], stdout=subprocess.PIPE, text=True
     ) as posting:
         assert posting.stdout is not None
         acknowledged = [posting.stdout.readline().strip()]

@@ -7,17 +7,14 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-import meter_lib
 from meter_lib import (
     KeyConflict,
     MeterClient,
@@ -36,9 +33,11 @@ from meter_lib.opening import open_arriving, open_leaving
 from tests.durability.crashing import FACTOR
 from tests.integration.moving import (
     EVENT,
+    POSTING,
     TIME,
     everything_in,
     fill,
+    mover_killed_before,
     opened,
     post,
     run_move,
@@ -48,42 +47,13 @@ from tests.integration.moving import (
 from tests.promises.delivering import eventually
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from pathlib import Path
 
     from psycopg.rows import TupleRow
 
     from tests.postgres.server import PostgresServer
     from tests.promises.delivering import Device
 
-# What a mover runs: it is killed before each line of these.
-_FOLDER = Path(meter_lib.__file__).parent
-_MOVERS = {
-    str(_FOLDER / name)
-    for name in (
-        "moving.py",
-        "_postgres/arriving.py",
-        "_postgres/leaving.py",
-        "_postgres/moved.py",
-        "_postgres/mover.py",
-        "_sqlite/arriving.py",
-        "_sqlite/leaving_file.py",
-        "_sqlite/moved.py",
-    )
-}
-_POSTING = """
-import sys
-from meter_lib import MeterClient, OutboxMoved
-client = MeterClient(sys.argv[1])
-number = 0
-while True:
-    number += 1
-    try:
-        client.post("t", "d", "page.processed.basic", 1, idempotency_key=f"live-{number}")
-    except OutboxMoved as error:
-        print(error)
-        break
-    print(f"live-{number}", flush=True)
-"""
 # Every so many lines; the torture takes each.
 _STEP = 4 if FACTOR == 1 else 1
 # Instants that are waited for are brought onto another clock.
@@ -145,44 +115,20 @@ def _comparable(table: str, columns: Any, rows: Any) -> _Table:
 
 
 def killed_before(line: int, source: str, destination: str, url: str) -> bool:
-    """Move in a process that is killed before its n-th line of code; return whether it has so many.
-
-    A line that is run again counts once. The server has noticed then that it is gone.
-    """
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        with psycopg.connect(url, autocommit=True) as looking:
-            eventually(
-                lambda: (
-                    not looking.execute(
-                        """
+    """Do as `mover_killed_before`; the server has noticed then that it is gone."""
+    was_killed = mover_killed_before(line, source, destination)
+    with psycopg.connect(url, autocommit=True) as looking:
+        eventually(
+            lambda: (
+                not looking.execute(
+                    """
                     SELECT 1 FROM pg_stat_activity WHERE backend_type = 'client backend'
                        AND datname = current_database() AND pid <> pg_backend_pid()
                     """
-                    ).fetchall()
-                )
+                ).fetchall()
             )
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-        return os.WIFSIGNALED(status)
-    lines: set[tuple[str, int]] = set()
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in _MOVERS:
-            return None
-        if event == "line":
-            lines.add((frame.f_code.co_filename, frame.f_lineno))
-            if len(lines) == line:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    code = 1
-    with contextlib.suppress(BaseException):
-        sys.settrace(trace)
-        run_move(source, destination)
-        sys.settrace(None)
-        code = 0
-    os._exit(code)
+        )
+    return was_killed
 
 
 def test_all_that_a_file_has_is_known(place: str) -> None:
@@ -442,7 +388,7 @@ def test_programs_that_post_meanwhile_lose_nothing(
     run_move(place, postgres_url)
     destination = str(tmp_path / "new.db")
     with subprocess.Popen(
-        [sys.executable, "-c", _POSTING, postgres_url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", POSTING, postgres_url], stdout=subprocess.PIPE, text=True
     ) as posting:
         assert posting.stdout is not None
         acknowledged = [posting.stdout.readline().strip()]
