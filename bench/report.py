@@ -66,7 +66,7 @@ def _circumstances(results: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     yield f"Measured {results['date']} on {results['machine']}."
     yield f"Versions: {versions}."
-    yield f"Load average meanwhile: {spread(results['load'])}; the machine has other work to do."
+    yield f"Load average meanwhile: {spread(results['load'])}."
     yield ""
     yield (
         f"Of {results['runs']} run(s); in a run, ours and the baseline take turns in one process, "
