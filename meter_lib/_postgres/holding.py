@@ -77,29 +77,12 @@ class Holding:
                 _unlock(cursor, shard)
                 held.discard(shard)
             free = [shard for shard in ALL_SHARDS if shard not in shares.held]
-            held |= self._take(cursor, free, fair - len(held))
+            held |= _take(cursor, free, fair - len(held), all_or_none=not self._shared)
         self._look_again_at = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         self._held = held or None
         if held:
             self._session.pin()
         return bool(held)
-
-    def _take(self, cursor: Cursor[TupleRow], free: Sequence[int], most: int) -> set[int]:
-        """Lock at most so many shards and return them: those that nobody else has taken since."""
-        taken: set[int] = set()
-        for shard in free:
-            if len(taken) >= most:
-                break
-            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SHARD_LOCKS, shard))
-            [(is_ours,)] = cursor.fetchall()
-            if is_ours:
-                taken.add(shard)
-            elif not self._shared:
-                # Of two that begin at once, whoever has the first has all, the other none.
-                for one in taken:
-                    _unlock(cursor, one)
-                return set()
-        return taken
 
     def keeps(self) -> bool:
         """Return whether they are still held, and still a fair share."""
@@ -168,16 +151,27 @@ def introduce(cursor: Cursor[TupleRow], server: Server) -> None:
 
 def try_take_all(cursor: Cursor[TupleRow]) -> bool:
     """Hold all shards by this connection, or none; return which."""
-    cursor.execute(
-        """
-        SELECT pg_try_advisory_lock(%s, shard) FROM generate_series(0, %s) AS shard
-        """,
-        (_SHARD_LOCKS, SHARDS - 1),
-    )
-    if all(is_ours for (is_ours,) in cursor.fetchall()):
-        return True
-    cursor.execute("SELECT pg_advisory_unlock_all()")
-    return False
+    return bool(_take(cursor, ALL_SHARDS, SHARDS, all_or_none=True))
+
+
+def _take(
+    cursor: Cursor[TupleRow], free: Sequence[int], most: int, *, all_or_none: bool
+) -> set[int]:
+    """Lock at most so many shards and return them: those that nobody else has taken since."""
+    taken: set[int] = set()
+    for shard in free:
+        if len(taken) >= most:
+            break
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SHARD_LOCKS, shard))
+        [(is_ours,)] = cursor.fetchall()
+        if is_ours:
+            taken.add(shard)
+        elif all_or_none:
+            # Of two that begin at once, whoever has the first has all, the other none.
+            for one in taken:
+                _unlock(cursor, one)
+            return set()
+    return taken
 
 
 def workers(cursor: Cursor[TupleRow]) -> list[int]:
